@@ -1,0 +1,1 @@
+"""Findings about a transformer without positional embeddings, as tests that can fail."""

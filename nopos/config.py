@@ -1,0 +1,150 @@
+"""What a model is and how it is trained: frozen dataclasses, and the two recipes by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from nopos.errors import ConfigError
+
+BOS = 0
+LAYER_NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The architecture; the defaults are the notebook's (step 2). Its ReLU and causal softmax have no field."""
+
+    n_layers: int = 2
+    n_heads: int = 1
+    d_model: int = 64
+    d_head: int = 64
+    d_mlp: int = 256
+    d_vocab: int = 300
+    n_ctx: int = 50
+    causal: bool = True
+    positions: Literal["none", "learned"] = "none"
+    normalization: Literal["LN", "LNPre"] = "LN"
+    """`LNPre` centres and scales without a weight or a bias: what is left when they are folded."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "d_vocab", "n_ctx"):
+            require_int(name, getattr(self, name), at_least=1)
+        if self.d_vocab < 2:
+            raise ConfigError(f"d_vocab is {self.d_vocab}; BOS and at least one other token need 2")
+        require_bool("causal", self.causal)
+        require_one_of("positions", self.positions, ("none", "learned"))
+        require_one_of("normalization", self.normalization, ("LN", "LNPre"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a model is trained; the defaults are the notebook's (step 4). Rates are AdamW's, durations are steps."""
+
+    steps: int = 4000
+    batch_size: int = 256
+    peak_lr: float = 1e-4
+    warmup_steps: int = 100
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up the rate stays at its peak, or falls to zero along half a cosine."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    max_grad_norm: float = 1.0
+    stream: Literal["notebook", "own"] = "notebook"
+    """Training tokens: the notebook's one stream, or a stream of the model's own, drawn from its seed."""
+    target_offset: int = 1
+    """How many slots back the token to predict lies; 1 is the previous token."""
+    incl_bos_token: bool = True
+
+    def __post_init__(self) -> None:
+        require_int("steps", self.steps, at_least=1)
+        require_int("batch_size", self.batch_size, at_least=1)
+        require_int("warmup_steps", self.warmup_steps, at_least=0)
+        require_int("target_offset", self.target_offset, at_least=1)
+        require_bool("incl_bos_token", self.incl_bos_token)
+        require_one_of("schedule", self.schedule, ("constant", "cosine"))
+        require_one_of("stream", self.stream, ("notebook", "own"))
+        object.__setattr__(self, "betas", tuple(self.betas))  # JSON has no tuples
+        for name in ("peak_lr", "max_grad_norm"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name} is {value}; it must be finite and above 0")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ConfigError(f"weight_decay is {self.weight_decay}; it must be finite and not below 0")
+        if [0 <= beta < 1 for beta in self.betas] != [True, True]:
+            raise ConfigError(f"betas is {self.betas}; it must be two numbers from 0 up to, not including, 1")
+        if self.schedule == "cosine" and self.steps <= self.warmup_steps:
+            raise ConfigError(f"steps is {self.steps}; a cosine needs more than the {self.warmup_steps} warm-up steps")
+
+    def learning_rate_factor(self, step: int) -> float:
+        """The share of `peak_lr` at a step. The warm-up is the notebook's: step 0 has rate zero."""
+        warmup = min(step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
+        if self.schedule == "constant" or step < self.warmup_steps:
+            return warmup
+        progress = (step - self.warmup_steps) / (self.steps - self.warmup_steps)
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A model and its training under one name."""
+
+    name: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if self.train.target_offset >= self.model.n_ctx:
+            raise ConfigError(
+                f"target_offset is {self.train.target_offset}; it must be below n_ctx, {self.model.n_ctx}"
+            )
+
+
+def overrides(config: ModelConfig | TrainConfig) -> dict[str, Any]:
+    """The fields that differ from their defaults, so that a new field changes no old hash."""
+    values = ((item.name, getattr(config, item.name), item.default) for item in fields(config))
+    return {name: value for name, value, default in values if value != default}
+
+
+def content_hash(value: Any) -> str:
+    """16 hex digits of the SHA-256 of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def require_int(name: str, value: object, *, at_least: int) -> None:
+    """Raise ConfigError unless the value is an integer that is large enough."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise ConfigError(f"{name} is {value!r}; it must be an integer of at least {at_least}")
+
+
+def require_bool(name: str, value: object) -> None:
+    """Raise ConfigError unless the value is True or False."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r}; it must be true or false")
+
+
+def require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raise ConfigError unless the value is one of the names."""
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+
+
+NOTEBOOK = Recipe(name="notebook")
+SPRINT = Recipe(
+    name="sprint",
+    train=TrainConfig(steps=800, batch_size=32, peak_lr=7e-3, schedule="cosine", stream="own"),
+)
+RECIPES = {recipe.name: recipe for recipe in (NOTEBOOK, SPRINT)}
+
+
+def recipe_named(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        ConfigError: no recipe has that name.
+    """
+    require_one_of("recipe", name, tuple(RECIPES))
+    return RECIPES[name]

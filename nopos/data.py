@@ -1,0 +1,78 @@
+"""Token streams and the loss (notebook, step 3). Nothing here reads or moves torch's global random state."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nopos.config import BOS, ModelConfig, TrainConfig, require_int
+
+NOTEBOOK_STREAM_SEED = 123
+
+
+def generator(purpose: str, seed: int) -> torch.Generator:
+    """A CPU generator of its own for each purpose, so that weights and tokens of one seed share no draws.
+
+    torch's CPU engine reads 32 bits of a seed, so that is what the hash gives it.
+
+    Raises:
+        ConfigError: the seed is not an integer of at least 0.
+    """
+    require_int("seed", seed, at_least=0)
+    digest = hashlib.sha256(f"nopos {purpose} {seed}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+
+
+def token_batches(
+    config: ModelConfig, batch_size: int, source: torch.Generator, *, incl_bos_token: bool = True
+) -> Iterator[Int[Tensor, "batch pos"]]:
+    """Endless batches of uniform tokens from 1 to d_vocab - 1, slot 0 being BOS unless told otherwise."""
+    while True:
+        tokens = torch.randint(1, config.d_vocab, (batch_size, config.n_ctx), generator=source)
+        if incl_bos_token:
+            tokens[:, 0] = BOS
+        yield tokens
+
+
+def notebook_batches(
+    config: ModelConfig, batch_size: int, *, incl_bos_token: bool = True
+) -> Iterator[Int[Tensor, "batch pos"]]:
+    """The notebook's own stream: the draws that follow `torch.manual_seed(123)`, from a generator of our own."""
+    source = torch.Generator().manual_seed(NOTEBOOK_STREAM_SEED)
+    return token_batches(config, batch_size, source, incl_bos_token=incl_bos_token)
+
+
+def training_batches(model: ModelConfig, train: TrainConfig, seed: int) -> Iterator[Int[Tensor, "batch pos"]]:
+    """The tokens that a model of this seed is trained on."""
+    if train.stream == "notebook":
+        return notebook_batches(model, train.batch_size, incl_bos_token=train.incl_bos_token)
+    source = generator("training tokens", seed)
+    return token_batches(model, train.batch_size, source, incl_bos_token=train.incl_bos_token)
+
+
+def held_out_tokens(
+    config: ModelConfig, batch_size: int, *, stream: int = 0, incl_bos_token: bool = True
+) -> Int[Tensor, "batch pos"]:
+    """Tokens that no training stream holds. The notebook evaluates on its training tokens instead (slip 1)."""
+    source = generator("held-out tokens", stream)
+    return next(token_batches(config, batch_size, source, incl_bos_token=incl_bos_token))
+
+
+def per_token_loss(
+    logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"], *, target_offset: int = 1
+) -> Float[Tensor, "batch predicted"]:
+    """Negative log-probability in nats of the token `target_offset` slots back, where there is one."""
+    log_probs = logits[:, target_offset:].log_softmax(dim=-1)
+    targets = tokens[:, :-target_offset]
+    return -log_probs.gather(dim=-1, index=targets[..., None])[..., 0]
+
+
+def mean_loss(
+    logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"], *, target_offset: int = 1
+) -> Float[Tensor, ""]:
+    """Mean of `per_token_loss`, in nats: the notebook's `loss_fn`."""
+    return per_token_loss(logits, tokens, target_offset=target_offset).mean()

@@ -1,0 +1,174 @@
+"""The readable forward pass, with exactly the hook points that fire in the notebook's model and its parameter names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from einops import einsum
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.HookedRootModule import HookedRootModule
+
+from nopos.config import LAYER_NORM_EPS, ModelConfig
+from nopos.errors import ConfigError
+from nopos.parameters import initial_parameters, parameter_shapes, trainable
+
+
+def _parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(*shape))
+
+
+def permitted_keys(config: ModelConfig, pos: int) -> Bool[Tensor, "query_pos key_pos"]:
+    """Whether a query may see a key, in sequences of `pos` tokens."""
+    every = torch.ones(pos, pos, dtype=torch.bool)
+    return every.tril() if config.causal else every
+
+
+class Embed(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.W_E = _parameter(config.d_vocab, config.d_model)
+
+    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        return self.W_E[tokens]
+
+
+class PosEmbed(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.W_pos = _parameter(config.n_ctx, config.d_model)
+
+    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        return self.W_pos[: tokens.shape[1]].expand(*tokens.shape, -1)
+
+
+class LayerNorm(nn.Module):
+    """Centre, divide by the standard deviation, then weight and bias unless they are folded away (`LNPre`)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.folded = config.normalization == "LNPre"
+        if not self.folded:
+            self.w = _parameter(config.d_model)
+            self.b = _parameter(config.d_model)
+        self.hook_scale = HookPoint()
+        self.hook_normalized = HookPoint()
+
+    def forward(self, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        centred = residual - residual.mean(dim=-1, keepdim=True)
+        scale = self.hook_scale((centred.pow(2).mean(dim=-1, keepdim=True) + LAYER_NORM_EPS).sqrt())  # [batch pos 1]
+        normalized = centred / scale
+        return self.hook_normalized(normalized if self.folded else normalized * self.w + self.b)
+
+
+class Attention(nn.Module):
+    permitted: Bool[Tensor, "query_pos key_pos"]
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        n_heads, d_model, d_head = config.n_heads, config.d_model, config.d_head
+        self.W_Q, self.b_Q = _parameter(n_heads, d_model, d_head), _parameter(n_heads, d_head)
+        self.W_K, self.b_K = _parameter(n_heads, d_model, d_head), _parameter(n_heads, d_head)
+        self.W_V, self.b_V = _parameter(n_heads, d_model, d_head), _parameter(n_heads, d_head)
+        self.W_O, self.b_O = _parameter(n_heads, d_head, d_model), _parameter(d_model)
+        self.register_buffer("permitted", permitted_keys(config, config.n_ctx), persistent=False)
+        self.scale = d_head**0.5
+        self.hook_k, self.hook_q, self.hook_v = HookPoint(), HookPoint(), HookPoint()
+        self.hook_z, self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint(), HookPoint()
+
+    def forward(self, normalized: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        project = "batch pos d_model, head d_model d_head -> batch pos head d_head"
+        q = self.hook_q(einsum(normalized, self.W_Q, project) + self.b_Q)
+        k = self.hook_k(einsum(normalized, self.W_K, project) + self.b_K)
+        v = self.hook_v(einsum(normalized, self.W_V, project) + self.b_V)
+        scores = einsum(q, k, "batch query_pos head d_head, batch key_pos head d_head -> batch head query_pos key_pos")
+        pos = scores.shape[-1]
+        scores = (scores / self.scale).masked_fill(~self.permitted[:pos, :pos], -torch.inf)
+        pattern = self.hook_pattern(self.hook_attn_scores(scores).softmax(dim=-1))
+        z = self.hook_z(
+            einsum(pattern, v, "batch head query_pos key_pos, batch key_pos head d_head -> batch query_pos head d_head")
+        )
+        return einsum(z, self.W_O, "batch pos head d_head, head d_head d_model -> batch pos d_model") + self.b_O
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.W_in, self.b_in = _parameter(config.d_model, config.d_mlp), _parameter(config.d_mlp)
+        self.W_out, self.b_out = _parameter(config.d_mlp, config.d_model), _parameter(config.d_model)
+        self.hook_pre, self.hook_post = HookPoint(), HookPoint()
+
+    def forward(self, normalized: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        pre = self.hook_pre(
+            einsum(normalized, self.W_in, "batch pos d_model, d_model d_mlp -> batch pos d_mlp") + self.b_in
+        )
+        post = self.hook_post(pre.relu())
+        return einsum(post, self.W_out, "batch pos d_mlp, d_mlp d_model -> batch pos d_model") + self.b_out
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.ln1, self.ln2 = LayerNorm(config), LayerNorm(config)
+        self.attn, self.mlp = Attention(config), MLP(config)
+        self.hook_attn_out, self.hook_mlp_out = HookPoint(), HookPoint()
+        self.hook_resid_pre, self.hook_resid_mid, self.hook_resid_post = HookPoint(), HookPoint(), HookPoint()
+
+    def forward(self, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        resid_pre = self.hook_resid_pre(residual)
+        resid_mid = self.hook_resid_mid(resid_pre + self.hook_attn_out(self.attn(self.ln1(resid_pre))))
+        return self.hook_resid_post(resid_mid + self.hook_mlp_out(self.mlp(self.ln2(resid_mid))))
+
+
+class Unembed(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.W_U, self.b_U = _parameter(config.d_model, config.d_vocab), _parameter(config.d_vocab)
+
+    def forward(self, normalized: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+        return einsum(normalized, self.W_U, "batch pos d_model, d_model d_vocab -> batch pos d_vocab") + self.b_U
+
+
+class NoPosTransformer(HookedRootModule):
+    """The notebook's model (step 2) for any sizes. `run_with_hooks` and `run_with_cache` are TransformerLens' own."""
+
+    def __init__(self, config: ModelConfig, parameters: Mapping[str, Tensor]) -> None:
+        """Copy parameters that `initial_parameters` or a checkpoint gives; their dtype becomes the model's."""
+        super().__init__()
+        self.config = config
+        self.embed, self.hook_embed = Embed(config), HookPoint()
+        self.pos_embed, self.hook_pos_embed = PosEmbed(config), HookPoint()
+        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layers))
+        self.ln_final = LayerNorm(config)
+        self.unembed = Unembed(config)
+        self.setup()  # type: ignore[no-untyped-call]
+        self.to(parameters["embed.W_E"].dtype)
+        self.load_state_dict(parameters, strict=True)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(trainable(name, config))
+
+    @classmethod
+    def initialised(cls, config: ModelConfig, seed: int) -> NoPosTransformer:
+        """A model at the start of training."""
+        return cls(config, initial_parameters(config, seed))
+
+    def parameter_tensors(self) -> dict[str, Tensor]:
+        """The parameters by name, detached and on the CPU, in the order of `parameter_shapes`."""
+        state = self.state_dict()
+        return {name: state[name].detach().cpu() for name in parameter_shapes(self.config)}
+
+    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits at every slot.
+
+        Raises:
+            ConfigError: the sequence is longer than `n_ctx`.
+        """
+        if tokens.shape[-1] > self.config.n_ctx:
+            raise ConfigError(f"a sequence has {tokens.shape[-1]} tokens; this model takes at most {self.config.n_ctx}")
+        residual = self.hook_embed(self.embed(tokens)) + self.hook_pos_embed(self.pos_embed(tokens))
+        for block in self.blocks:
+            residual = block(residual)
+        logits: Tensor = self.unembed(self.ln_final(residual))
+        return logits

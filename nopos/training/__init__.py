@@ -1,0 +1,1 @@
+"""How models are trained. Nothing here imports transformer_lens."""

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nopos import notebook
+from nopos.config import NOTEBOOK, SPRINT, ModelConfig
+from nopos.data import (
+    NOTEBOOK_STREAM_SEED,
+    generator,
+    held_out_tokens,
+    mean_loss,
+    notebook_batches,
+    per_token_loss,
+    training_batches,
+)
+from nopos.errors import ConfigError
+
+
+def test_the_notebooks_stream_gives_the_printed_batch():
+    assert next(notebook_batches(ModelConfig(), 2)).tolist() == notebook.first_batch()
+
+
+def test_the_loss_gives_the_printed_losses_on_the_logits_drawn_after_that_batch():
+    source = torch.Generator().manual_seed(NOTEBOOK_STREAM_SEED)
+    torch.randint(1, 300, (2, 50), generator=source)
+    tokens = torch.arange(5)[None, :]
+    logits = torch.randn(1, 5, 10, generator=source)
+    logits[0, torch.arange(1, 5), torch.arange(4)] = 10.0
+    per_token, mean = notebook.example_losses()
+    assert [round(value, 4) for value in per_token_loss(logits, tokens)[0].tolist()] == per_token
+    assert round(mean_loss(logits, tokens).item(), 4) == mean
+
+
+def test_the_stream_is_the_one_that_follows_the_global_seed():
+    ours = notebook_batches(ModelConfig(), 3)
+    with torch.random.fork_rng():
+        torch.manual_seed(NOTEBOOK_STREAM_SEED)
+        for _ in range(3):
+            theirs = torch.randint(1, 300, (3, 50))
+            theirs[:, 0] = 0
+            assert torch.equal(next(ours), theirs)
+
+
+def test_no_stream_touches_the_global_random_state():
+    before = torch.get_rng_state()
+    next(notebook_batches(ModelConfig(), 2))
+    next(training_batches(ModelConfig(), SPRINT.train, 0))
+    held_out_tokens(ModelConfig(), 2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_slot_0_is_bos_unless_it_is_left_out(bos):
+    tokens = next(notebook_batches(ModelConfig(d_vocab=3), 200, incl_bos_token=bos))
+    assert (tokens[:, 0] == 0).all().item() is bos
+    assert (tokens[:, 1:] > 0).all()
+    assert set(tokens[:, 1:].flatten().tolist()) == {1, 2}
+
+
+def test_a_seed_decides_its_own_stream_and_not_the_notebooks():
+    def first(train, seed):
+        return next(training_batches(ModelConfig(), train, seed))
+
+    assert torch.equal(first(SPRINT.train, 1), first(SPRINT.train, 1))
+    assert not torch.equal(first(SPRINT.train, 1), first(SPRINT.train, 2))
+    assert torch.equal(first(NOTEBOOK.train, 1), first(NOTEBOOK.train, 2))
+
+
+def test_held_out_sequences_are_in_no_training_stream():
+    """Slip 1: the notebook evaluates on the tokens that it trains on."""
+    held_out = {tuple(row) for stream in (0, 1) for row in held_out_tokens(ModelConfig(), 256, stream=stream).tolist()}
+    assert len(held_out) == 512
+    for train in (NOTEBOOK.train, SPRINT.train):
+        batches = training_batches(ModelConfig(), train, 0)
+        trained = {tuple(row) for _ in range(50) for row in next(batches).tolist()}
+        assert not held_out & trained
+
+
+def test_each_purpose_has_its_own_draws():
+    draws = {purpose: torch.rand(4, generator=generator(purpose, 0)).tolist() for purpose in ("weights", "tokens")}
+    assert draws["weights"] != draws["tokens"]
+
+
+@pytest.mark.parametrize("seed", [-1, 1.0, True, "0"])
+def test_a_seed_that_is_none_is_an_error(seed):
+    with pytest.raises(ConfigError, match="seed is"):
+        generator("weights", seed)
+
+
+@pytest.mark.parametrize("offset", [1, 2, 5])
+def test_the_target_lies_the_offset_back(offset):
+    tokens = torch.randint(0, 9, (4, 8), generator=generator("test", 0))
+    logits = torch.full((4, 8, 9), -100.0)
+    for slot in range(offset, 8):
+        logits[torch.arange(4), slot, tokens[:, slot - offset]] = 100.0
+    losses = per_token_loss(logits, tokens, target_offset=offset)
+    assert losses.shape == (4, 8 - offset)
+    assert losses.max() == 0
+    assert mean_loss(logits, tokens.flip(1), target_offset=offset) > 50
