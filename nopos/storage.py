@@ -1,0 +1,183 @@
+"""Files on disk: written whole or not at all, verified when read, and never executed.
+
+A checkpoint is `NAME.safetensors` with `NAME.json` beside it. The manifest holds the length and SHA-256 of the weights
+and is written last, so it is the commit record: weights of ours without one were never finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from nopos.errors import CheckpointError, StorageError
+
+_OURS = {"format": "nopos"}
+_TORCH_SUFFIXES = (".pt", ".pth")
+
+
+def manifest_path(weights: Path) -> Path:
+    """The manifest that belongs to a weights file."""
+    return weights.with_suffix(".json")
+
+
+def serialise(tensors: Mapping[str, Tensor]) -> bytes:
+    """The bytes of a weights file; equal tensors give equal bytes."""
+    return safetensors.torch.save({name: value.contiguous() for name, value in tensors.items()}, metadata=_OURS)
+
+
+def sha256(data: bytes) -> str:
+    """Hex digest, 64 digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that its name never stands for less than all of it, even after a crash.
+
+    Raises:
+        StorageError: the folder or the file cannot be written; nothing is left behind.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror or error}); give a folder that can") from None
+
+
+def require_writable(folder: Path) -> None:
+    """Raise StorageError unless files can be made in the folder, which is made if need be: ask before the long work."""
+    probe = folder / f".{uuid.uuid4().hex}.probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written ({error.strerror or error}); give a folder that can") from None
+
+
+def write_checkpoint(weights: Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
+    """Write weights and then their manifest, to which the length and digest of the weights are added.
+
+    Raises:
+        StorageError: the folder or a file cannot be written.
+    """
+    data = serialise(tensors)
+    record = {**manifest, "weights": {"bytes": len(data), "sha256": sha256(data)}}
+    try:
+        manifest_path(weights).unlink(missing_ok=True)  # an older record must not vouch for newer weights
+    except OSError as error:
+        raise StorageError(f"{weights}: cannot be written ({error.strerror}); give a folder that can") from None
+    write_atomically(weights, data)
+    write_atomically(manifest_path(weights), (json.dumps(record, indent=1) + "\n").encode())
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, str]:
+    """Read weights of ours or another's.
+
+    Returns:
+        Tensors by name, the manifest (None for a file that is not ours), and the SHA-256 of the weights file.
+
+    Raises:
+        CheckpointError: missing, not a file, damaged, incomplete, or not a plain table of tensors.
+    """
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder; a checkpoint is a .safetensors, .pt or .pth file")
+    if path.suffix not in (".safetensors", *_TORCH_SUFFIXES):
+        raise CheckpointError(
+            f"{path}: ends in {path.suffix or 'nothing'}; a checkpoint ends in .safetensors, .pt or .pth"
+        )
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; give a checkpoint that exists") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if path.suffix in _TORCH_SUFFIXES:
+        return _torch_tensors(path, data), None, sha256(data)
+    manifest = _read_manifest(path)
+    if manifest is not None:
+        _verify(path, data, manifest)
+    tensors, ours = _safetensors(path, data)
+    if ours and manifest is None:
+        raise CheckpointError(f"{path}: has no manifest {manifest_path(path).name}; its writing was never finished")
+    return tensors, manifest, sha256(data)
+
+
+def _safetensors(path: Path, data: bytes) -> tuple[dict[str, Tensor], bool]:
+    try:
+        tensors = safetensors.torch.load(data)
+        with safe_open(path, framework="pt") as file:
+            ours = (file.metadata() or {}).get("format") == _OURS["format"]
+    except Exception as error:  # safetensors raises types of its own, KeyError and OSError
+        raise CheckpointError(f"{path}: is not a whole safetensors file ({_first_line(error)})") from None
+    return tensors, ours
+
+
+def _torch_tensors(path: Path, data: bytes) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # a pickle can fail in any way; with weights_only nothing in it runs
+        raise CheckpointError(
+            f"{path}: is not a state dict that loads without running code ({_first_line(error)})"
+        ) from None
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
+    ):
+        raise CheckpointError(f"{path}: holds something other than tensors by name; a state dict is needed")
+    return dict(loaded)
+
+
+def _read_manifest(weights: Path) -> dict[str, Any] | None:
+    path = manifest_path(weights)
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: is not a manifest ({_first_line(error)})") from None
+    if not isinstance(manifest, dict):
+        raise CheckpointError(f"{path}: is not a manifest; it must be a JSON object")
+    return manifest
+
+
+def _verify(path: Path, data: bytes, manifest: dict[str, Any]) -> None:
+    record = manifest.get("weights")
+    if not isinstance(record, dict) or not {"bytes", "sha256"} <= record.keys():
+        raise CheckpointError(f"{manifest_path(path)}: does not record the length and SHA-256 of the weights")
+    if record["bytes"] != len(data):
+        raise CheckpointError(f"{path}: has {len(data)} bytes; its manifest records {record['bytes']}")
+    if record["sha256"] != sha256(data):
+        raise CheckpointError(f"{path}: its SHA-256 is not the one that its manifest records; the file was changed")
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return  # Windows cannot open a folder to flush it
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
