@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nopos.analysis.ablation import (
+    ablated_losses,
+    global_mean,
+    kendall_tau,
+    mean_by_distance,
+    mean_of,
+    per_position_mean,
+)
+from nopos.data import held_out_tokens, mean_loss
+from nopos.model import NoPosTransformer, permitted_keys
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_per_position_mean_keeps_position_and_the_global_mean_does_not():
+    """Slip 2: the notebook's "average over the batch" erases content only."""
+    by_slot = torch.arange(5.0)[None, :, None].expand(3, 5, 2)
+    assert torch.equal(per_position_mean(by_slot), by_slot[:1])
+    assert torch.equal(global_mean(by_slot), torch.full((1, 1, 2), 2.0))
+
+
+def test_both_means_of_something_constant_are_it():
+    constant = random(1, 1, 4).expand(3, 5, 4)
+    torch.testing.assert_close(per_position_mean(constant).expand_as(constant), constant)
+    torch.testing.assert_close(global_mean(constant).expand_as(constant), constant)
+
+
+def test_the_mean_by_distance_by_hand(micro):
+    pattern = torch.tensor([[1.0, 0.0, 0.0], [0.2, 0.8, 0.0], [0.3, 0.1, 0.6]])[None, None]
+    permitted = permitted_keys(micro, 3)
+    expected = torch.tensor([[0.8, 0.0, 0.0], [0.15, 0.8, 0.0], [0.3, 0.15, 0.8]])[None, None]
+    torch.testing.assert_close(mean_by_distance(pattern, permitted), expected)
+    renormalised = mean_of("blocks.0.attn.hook_pattern", pattern, "global_mean", permitted)
+    torch.testing.assert_close(renormalised, expected / expected.sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_mean_by_distance_depends_on_distance_alone_and_leaves_masked_entries(micro, causal):
+    from dataclasses import replace
+
+    permitted = permitted_keys(replace(micro, causal=causal), 6)
+    scores = random(4, 2, 6, 6).masked_fill(~permitted, -torch.inf)
+    mean = mean_by_distance(scores, permitted)
+    assert mean.shape == (1, 2, 6, 6)
+    for distance in range(-5, 6):
+        diagonal = mean.diagonal(-distance, dim1=-2, dim2=-1)
+        assert (diagonal == diagonal[..., :1]).all()
+        assert diagonal.isfinite().all().item() is (causal is False or distance >= 0)
+
+
+def test_an_ablation_takes_its_mean_from_the_other_tokens(micro, noisy):
+    model = NoPosTransformer(micro, noisy(micro, 0))
+    tokens, others = held_out_tokens(micro, 8), held_out_tokens(micro, 8, stream=1)
+    name = "blocks.0.hook_mlp_out"
+    losses = [
+        ablated_losses(model, tokens, mean_tokens=which, kind="per_position_mean", hook_points=[name])[name]
+        for which in (tokens, others)
+    ]
+    assert losses[0] != losses[1]
+    _, cache = model.run_with_cache(others)
+    logits = model.run_with_hooks(tokens, fwd_hooks=[(name, lambda value, hook: cache[name].mean(0).expand_as(value))])
+    assert losses[1] == pytest.approx(mean_loss(logits, tokens).item(), rel=1e-6)
+
+
+def test_every_hook_point_can_be_ablated_either_way(micro, noisy):
+    model = NoPosTransformer(micro, noisy(micro, 0))
+    tokens = held_out_tokens(micro, 4)
+    names = list(model.hook_dict)
+    for kind in ("per_position_mean", "global_mean"):
+        losses = ablated_losses(model, tokens, mean_tokens=tokens, kind=kind, hook_points=names)
+        assert list(losses) == names
+        assert all(torch.tensor(loss).isfinite() for loss in losses.values())
+
+
+def test_kendalls_tau_by_hand():
+    ranking = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
+    one_swap = {"a": 1.0, "b": 3.0, "c": 2.0, "d": 4.0}
+    assert kendall_tau(ranking, ranking) == 1.0
+    assert kendall_tau(ranking, {name: -value for name, value in ranking.items()}) == -1.0
+    assert kendall_tau(ranking, one_swap) == pytest.approx((5 - 1) / 6)
+    tied = {"a": 1.0, "b": 1.0, "c": 3.0, "d": 4.0}
+    assert kendall_tau(ranking, tied) == pytest.approx(5 / (6 * 5) ** 0.5)  # tau-b
+
+
+@given(st.lists(st.integers(-5, 5), min_size=3, max_size=8, unique=True), st.randoms(use_true_random=False))
+def test_kendalls_tau_is_symmetric_bounded_and_blind_to_scale(values, random_source):
+    first = {str(i): float(value) for i, value in enumerate(values)}
+    shuffled = list(first.values())
+    random_source.shuffle(shuffled)
+    second = dict(zip(first, shuffled, strict=True))
+    tau = kendall_tau(first, second)
+    assert -1 <= tau <= 1
+    assert tau == kendall_tau(second, first)
+    assert tau == kendall_tau({name: value**3 for name, value in first.items()}, second)

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nopos.analysis.replacement import logits_with, loss_with
+from nopos.data import held_out_tokens, mean_loss
+from nopos.model import NoPosTransformer
+
+
+@pytest.fixture
+def model(micro, noisy):
+    return NoPosTransformer(micro, noisy(micro, 0))
+
+
+def test_an_activation_replaced_by_itself_changes_no_bit(model, micro):
+    tokens = held_out_tokens(micro, 4)
+    for name in model.hook_dict:
+        assert torch.equal(logits_with(model, tokens, name, lambda activation: activation), model(tokens)), name
+
+
+def test_every_hook_point_reaches_the_output(model, micro):
+    tokens = held_out_tokens(micro, 4)
+    source = torch.Generator().manual_seed(0)
+    for name in model.hook_dict:
+
+        def jolt(activation):
+            return activation * (1 + torch.rand(activation.shape, generator=source))
+
+        assert not torch.allclose(logits_with(model, tokens, name, jolt), model(tokens)), name
+
+
+def test_the_model_is_left_as_it_was(model, micro):
+    tokens = held_out_tokens(micro, 4)
+    before = model(tokens)
+    loss = loss_with(model, tokens, "hook_embed", torch.zeros_like)
+    assert loss != mean_loss(before, tokens).item()
+    assert torch.equal(model(tokens), before)
+    assert not any(point.has_hooks() for point in model.hook_dict.values())
+
+
+def test_a_replacement_may_broadcast_over_the_batch(model, micro):
+    tokens = held_out_tokens(micro, 4)
+    one = logits_with(model, tokens, "hook_embed", lambda activation: activation[:1])
+    assert torch.allclose(one, one[:1].expand_as(one), atol=1e-6)
+
+
+def test_an_unknown_hook_point_is_an_error(model, micro):
+    with pytest.raises(KeyError):
+        loss_with(model, held_out_tokens(micro, 1), "blocks.9.hook_z", torch.zeros_like)
