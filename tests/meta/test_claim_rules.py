@@ -1,0 +1,274 @@
+"""Every rule of claims has a claim here that breaks it, and is seen to be caught."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+PREAMBLE = """
+import pytest
+import torch
+from nopos import claim
+from nopos.controls import *
+
+"""
+
+GOOD = """
+@claim(rung="behavioural", source="here", refuted_by=[UNTRAINED])
+def test_the_loss_is_low(subject, measure):
+    '''The loss is low.'''
+    assert measure("loss", subject.loss, "nats") < 0.1
+"""
+
+
+@pytest.fixture
+def run(pytester):
+    """Run claims written as text on the reference model, in a session of their own; gives result and ledger."""
+
+    def run_claims(body, *options):
+        pytester.makepyfile(PREAMBLE + body)
+        result = pytester.runpytest_inprocess(
+            "-p",
+            "nopos.pytest_plugin",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            "not slow",
+            "--nopos-json=ledger.json",
+            *options,
+        )
+        ledger = pytester.path / "ledger.json"
+        return result, json.loads(ledger.read_text()) if ledger.exists() else None
+
+    return run_claims
+
+
+def rejected(run, body, message):
+    """The claim fails or cannot be collected, and the run says why in these words."""
+    result, _ = run(body)
+    assert result.ret in (pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED)
+    text = " ".join(result.stdout.str().split())
+    assert message in text, text[-2000:]
+
+
+def test_a_good_claim_passes_and_is_recorded_with_its_margin(run):
+    result, ledger = run(GOOD)
+    result.assert_outcomes(passed=1, deselected=2)
+    subject, control = ledger["subjects"]
+    assert (subject["name"], subject["role"], control["name"], control["role"]) == (
+        "reference",
+        "subject",
+        "untrained",
+        "control",
+    )
+    (recorded,) = subject["claims"]
+    assert recorded["statement"] == "The loss is low."
+    assert recorded["verdict"] == "holds"
+    assert recorded["controls"] == [{"name": "untrained", "verdict": "refuted"}]
+    (measurement,) = recorded["measurements"]
+    assert measurement["bound"] == "< 0.1"
+    assert measurement["unit"] == "nats"
+    assert measurement["margin"] == pytest.approx(0.1 - measurement["value"])
+    assert control["claims"][0]["measurements"][0]["holds"] is False
+
+
+def test_a_false_claim_fails_with_subject_value_and_bound(run):
+    rejected(run, GOOD.replace("< 0.1", "< 1e-6"), "reference: refuted: loss: got 0.00")
+
+
+def test_every_comparison_is_recorded_when_an_early_one_is_false(run):
+    body = GOOD.replace("< 0.1", "< 1e-6") + '    assert measure("accuracy", subject.accuracy) > 0.999\n'
+    _, ledger = run(body)
+    assert [item["holds"] for item in ledger["subjects"][0]["claims"][0]["measurements"]] == [False, True]
+
+
+BROKEN = [
+    pytest.param(GOOD.replace("'''The loss is low.'''", "pass"), "has no docstring", id="no docstring"),
+    pytest.param(GOOD.split("    assert", maxsplit=1)[0], "asserts nothing", id="no comparison at all"),
+    pytest.param(GOOD.replace('source="here"', 'source=""'), "has no source", id="no source"),
+    pytest.param(GOOD.replace("behavioural", "certain"), "rung is 'certain'", id="unknown rung"),
+    pytest.param(GOOD.replace("[UNTRAINED]", "[]"), "needs refuted_by", id="no control"),
+    pytest.param(GOOD.replace("[UNTRAINED]", "[UNTRAINED, UNTRAINED]"), "names a control twice", id="control twice"),
+    pytest.param(
+        GOOD.replace("refuted_by=[UNTRAINED]", 'expect="refuted"'), "needs holds_on", id="refuted, true nowhere"
+    ),
+    pytest.param(
+        GOOD.replace("assert measure", "result = measure"),
+        "uses measure outside an assert",
+        id="comparison outside an assert",
+    ),
+    pytest.param(
+        GOOD + '    low = measure("again", subject.loss) < 1\n', "uses measure outside an assert", id="one outside"
+    ),
+    pytest.param(
+        GOOD + '    assert not measure("again", subject.loss) > 1\n', "is not of the form", id="negated comparison"
+    ),
+    pytest.param(
+        GOOD + '    assert measure("again", subject.loss) - measure("more", 1.0) < 1\n',
+        "is not of the form",
+        id="difference taken outside measure",
+    ),
+    pytest.param(
+        GOOD + '    assert 0 < measure("again", subject.loss) < 1\n', "is not of the form", id="two bounds at once"
+    ),
+    pytest.param(GOOD + "    assert subject.loss < 1\n", "is not of the form", id="assert without a measurement"),
+    pytest.param(GOOD + "    helper = measure\n", "uses measure outside an assert", id="measure handed on"),
+    pytest.param(
+        GOOD.replace("    assert", "    for _ in ():\n        assert"),
+        "nothing was compared",
+        id="loop that never runs",
+    ),
+    pytest.param(GOOD + '    assert measure("loss", subject.loss) < 1\n', "is measured twice", id="name used twice"),
+    pytest.param(
+        GOOD + '    assert measure("again", float("nan")) < 1\n', "it must be finite", id="value that is not finite"
+    ),
+    pytest.param(
+        GOOD + '    assert measure("again", 1.0) < float("inf")\n', "it must be finite", id="bound that is not finite"
+    ),
+    pytest.param(GOOD + '    assert measure("again", "low") < 1\n', "it must be a number", id="value of another type"),
+    pytest.param(GOOD + '    assert measure("again", 1.0) != 2\n', "almost any value passes", id="compared with !="),
+    pytest.param(GOOD + '    pytest.skip("not today")\n', "may not skip or xfail (not today)", id="skip"),
+    pytest.param(GOOD + '    pytest.xfail("not today")\n', "may not skip or xfail (not today)", id="xfail"),
+    pytest.param(
+        GOOD + '    if subject.loss > 1:\n        pytest.skip("bad model")\n',
+        "control untrained: ClaimError: a claim may not skip",
+        id="skip on a control alone",
+    ),
+    pytest.param(
+        GOOD + "    if subject.loss > 1:\n        raise ValueError('bad model')\n",
+        "control untrained: ValueError: bad model; an error is never a refutation",
+        id="exception on a control alone",
+    ),
+    pytest.param(
+        GOOD + '    assert measure("accuracy", subject.accuracy) > -1\n',
+        "cannot tell reference from untrained: 'accuracy' is false on none of them",
+        id="a comparison that no control refutes",
+    ),
+    pytest.param(
+        GOOD.replace("behavioural", "causal").replace("[UNTRAINED]", "[UNTRAINED, HALF_TRAINED, TWO_BACK]"),
+        "cannot tell the mechanism from being good at the task",
+        id="a mechanism that any bad model refutes by being bad",
+    ),
+    pytest.param(
+        GOOD.replace("assert", "subject.model.W = subject.model.blocks[1].attn.W_Q.data.add_(1)\n    assert"),
+        "a test changed its weights",
+        id="weights changed",
+    ),
+    pytest.param(
+        GOOD.replace("assert", "subject.folded.unembed.b_U.data.add_(1)\n    assert"),
+        "a test changed its folded twin",
+        id="twin changed",
+    ),
+    pytest.param(
+        GOOD.replace("assert", "subject.tokens[:, 1] = 5\n    assert"), "a test changed its tokens", id="tokens changed"
+    ),
+    pytest.param(
+        GOOD.replace("assert", 'subject.model.add_hook("hook_embed", lambda value, hook: None)\n    assert'),
+        "a test changed its hooks",
+        id="hook left behind",
+    ),
+]
+
+
+@pytest.mark.parametrize(("body", "message"), BROKEN)
+def test_a_claim_that_breaks_a_rule_is_caught(run, body, message):
+    rejected(run, body, message)
+
+
+def test_the_same_mechanism_claim_passes_with_a_control_that_solves_the_task(run):
+    """The counterpart of the rule on bad models: what is measured tells two good models apart."""
+    result, _ = run("""
+from nopos.analysis.attention import loss_with_cut
+
+@claim(rung="causal", source="here", refuted_by=[LEARNED_POSITIONS])
+def test_layer_1_needs_1_back(subject, measure):
+    '''It does.'''
+    assert measure("added", subject.run(loss_with_cut, layer=1, offset=1) - subject.loss, "nats") > 4
+""")
+    result.assert_outcomes(passed=1, deselected=2)
+
+
+REFUTED = """
+@claim(rung="correlational", source="here", expect="refuted", holds_on=[UNTRAINED])
+def test_the_loss_is_high(subject, measure):
+    '''The loss is high.'''
+    assert measure("loss", subject.loss, "nats") > 5.0
+"""
+
+
+def test_a_refuted_sentence_passes_where_it_is_refuted_and_true_elsewhere(run):
+    result, ledger = run(REFUTED)
+    result.assert_outcomes(passed=1, deselected=2)
+    assert ledger["subjects"][0]["claims"][0]["verdict"] == "refuted"
+
+
+def test_a_refuted_sentence_that_holds_fails(run):
+    rejected(run, REFUTED.replace("> 5.0", "> 0.0"), "holds, though measurement was expected to refute it")
+
+
+def test_a_refuted_sentence_that_is_true_nowhere_fails(run):
+    rejected(run, REFUTED.replace("> 5.0", "> 50.0"), "does not hold on untrained, where it must")
+
+
+def test_a_changed_subject_is_mended_for_the_next_test(run):
+    spoiler = GOOD.replace("assert", "subject.model.unembed.W_U.data.mul_(0)\n    assert").replace(
+        "is_low", "is_spoilt"
+    )
+    result, _ = run(spoiler + GOOD)
+    result.assert_outcomes(passed=1, failed=1, deselected=4)
+
+
+def test_an_ordinary_test_may_not_change_its_subject_either(run):
+    rejected(
+        run, "def test_spoiler(subject):\n    subject.model.unembed.W_U.data.mul_(0)\n", "a test changed its weights"
+    )
+
+
+def test_measure_is_for_claims_alone(run):
+    result, _ = run("def test_plain(subject, measure):\n    assert subject\n")
+    result.assert_outcomes(errors=1, deselected=2)
+    result.stdout.fnmatch_lines(["*measure is for claims*"])
+
+
+def test_a_claim_that_was_not_reached_is_not_run_rather_than_held(run):
+    result, ledger = run(GOOD.replace("< 0.1", "< 1e-6") + GOOD.replace("is_low", "is_low_again"), "-x")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert [recorded["verdict"] for recorded in ledger["subjects"][0]["claims"]] == ["refuted", "not run"]
+
+
+def test_the_ledger_is_the_same_under_xdist(run):
+    body = GOOD + REFUTED
+
+    def content(ledger):
+        for subject in ledger["subjects"]:
+            for recorded in subject["claims"]:
+                recorded.pop("seconds")
+        return ledger["subjects"]
+
+    _, alone = run(body)
+    result, shared = run(body, "-n", "2")
+    result.assert_outcomes(passed=2)
+    assert content(shared) == content(alone)
+
+
+def test_loading_never_mends_a_leaking_W_pos(run, tmp_path):
+    from dataclasses import replace
+
+    from nopos import checkpoints
+    from nopos.controls import LEAKING_POSITIONS, TRAINED
+
+    leaking = replace(LEAKING_POSITIONS.build().checkpoint, recipe="notebook", train=TRAINED["reference"].train, seed=0)
+    path = tmp_path / "leaking.safetensors"
+    checkpoints.save(leaking, path)
+    result, _ = run(
+        """
+@claim(rung="correlational", source="here", refuted_by=[LEAKING_POSITIONS])
+def test_W_pos_is_zero(subject, measure):
+    '''It is.'''
+    assert measure("W_pos", subject.model.pos_embed.W_pos.abs().max().item()) == 0
+""",
+        f"--nopos-checkpoint={path}",
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*refuted: W_pos: got 0.00*, expected == 0"])

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from hashlib import sha256
+
+import pytest
+import torch
+
+from nopos import cli, shipped
+from nopos.controls import UNTRAINED
+from nopos.parameters import initial_parameters
+from nopos.shipped import checkpoint_path
+
+CLAIM = """
+from nopos import claim
+from nopos.controls import UNTRAINED
+
+@claim(rung="behavioural", source="here", refuted_by=[UNTRAINED])
+def test_the_loss_is_low(subject, measure):
+    '''The loss is low.'''
+    assert measure("loss", subject.loss, "nats") < 0.1
+"""
+
+
+@pytest.fixture
+def one_claim(tmp_path, monkeypatch):
+    """Let `nopos verify` find one quick claim instead of the shipped ones."""
+    folder = tmp_path / "claims"
+    folder.mkdir()
+    (folder / "test_one.py").write_text(CLAIM)
+    monkeypatch.setattr(shipped, "CLAIMS", folder)
+    return folder
+
+
+@pytest.fixture
+def nopos(capfd):
+    """Run a command in this process; gives exit code, standard output and standard error."""
+
+    def run(*arguments):
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as ending:
+            code = ending.code
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def complaint(output):
+    """The one line, whichever stream it is on, that says what is wrong."""
+    _, out, err = output
+    assert "Traceback" not in out + err
+    (line,) = [line for line in (out + err).splitlines() if "nopos: " in line]
+    return line
+
+
+def test_verify_ends_with_0_when_every_claim_holds_and_writes_the_ledger(one_claim, nopos, tmp_path):
+    code, out, _ = nopos("verify", "--json", tmp_path / "new" / "ledger.json")
+    assert code == 0
+    assert "1 of 1 claims came out as expected" in out
+    content = json.loads((tmp_path / "new" / "ledger.json").read_text())
+    assert [subject["name"] for subject in content["subjects"]] == ["reference", "untrained"]
+    assert content["subjects"][0]["sha256"] == sha256(checkpoint_path("reference").read_bytes()).hexdigest()
+
+
+def test_verify_ends_with_1_on_a_model_for_which_a_claim_is_false(one_claim, nopos):
+    code, out, _ = nopos("verify", "--checkpoint", checkpoint_path("two_back"))
+    assert code == 1
+    assert "REFUTED" in out
+    assert "0 of 1 claims came out as expected" in out
+
+
+def test_verify_takes_several_models_and_a_hooked_transformer_file(one_claim, nopos, tmp_path):
+    torch.save(UNTRAINED.build().checkpoint.parameters, tmp_path / "hooked.pt")
+    code, out, _ = nopos("verify", "--checkpoint", tmp_path / "hooked.pt", "--checkpoint", checkpoint_path("reference"))
+    assert code == 1
+    assert "hooked.pt (weights of unknown training" in out
+    assert "reference.safetensors (recipe notebook, seed 0" in out
+
+
+def test_verify_with_nothing_to_run_ends_with_2(one_claim, nopos):
+    (one_claim / "test_one.py").unlink()
+    assert nopos("verify")[0] == 2
+
+
+def test_options_for_other_suites_do_not_decide_which_claims_run(one_claim, nopos, monkeypatch):
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-k nothing")
+    assert nopos("verify")[0] == 0
+
+
+@pytest.fixture
+def in_the_way(tmp_path):
+    (tmp_path / "file").write_text("")
+    return tmp_path / "file" / "folder"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["verify", "--recipe", "marathon"], "recipe is 'marathon'; it must be one of notebook, sprint"),
+        (["verify", "--recipe", "sprint", "--seed", "-1"], "seed is -1; it must be an integer of at least 0"),
+        (["verify", "--seed", "3"], "seed is given without a recipe"),
+        (["verify", "--recipe", "sprint", "--device", "tpu"], "device is 'tpu'; it must be cpu or cuda"),
+        (["verify", "--checkpoint", "none.safetensors"], "none.safetensors: no such file"),
+        (["verify", "--checkpoint", "."], ".: is a folder; a checkpoint is a .safetensors, .pt or .pth file"),
+        (["verify", "--checkpoint", "model.txt"], "model.txt: ends in .txt"),
+        (["train", "--recipe", "marathon"], "recipe is 'marathon'"),
+        (["train", "--recipe", "sprint", "--seed", "-4"], "seed is -4"),
+        (["train", "--recipe", "sprint", "--seeds", "5-2"], "seeds is '5-2'; it must be a range such as 0-9"),
+        (["train", "--recipe", "sprint", "--seeds", "a-b"], "seeds is 'a-b'"),
+        (["train", "--recipe", "sprint", "--seeds", "3"], "seeds is '3'"),
+        (["train", "--recipe", "sprint", "--device", "tpu"], "device is 'tpu'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_and_exit_code_2(own_cache, nopos, arguments, message):
+    output = nopos(*arguments)
+    assert output[0] == 2
+    assert message in complaint(output)
+    assert not own_cache.exists() or list(own_cache.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.parametrize("command", ["verify", "train"])
+def test_cuda_where_there_is_none_is_one_line_and_exit_code_2(own_cache, nopos, command):
+    output = nopos(command, "--recipe", "sprint", "--device", "cuda")
+    assert output[0] == 2
+    assert "device is cuda, but torch finds no CUDA here; use cpu" in complaint(output)
+
+
+def test_a_model_named_twice_is_one_line(nopos):
+    output = nopos("verify", "--checkpoint", checkpoint_path("reference"), "--checkpoint", checkpoint_path("reference"))
+    assert output[0] == 2
+    assert "is named twice" in complaint(output)
+
+
+def test_a_checkpoint_of_another_shape_is_one_line(nopos, tmp_path, micro):
+    torch.save(initial_parameters(micro, 0), tmp_path / "micro.pt")
+    output = nopos("verify", "--checkpoint", tmp_path / "micro.pt")
+    assert output[0] == 2
+    assert "embed.W_E is [7, 8]; this model needs [300, 64]" in complaint(output)
+
+
+def test_places_that_cannot_be_written_are_one_line_before_any_work(nopos, in_the_way, monkeypatch):
+    for arguments in (
+        ["verify", "--json", in_the_way / "l.json"],
+        ["train", "--recipe", "sprint", "--out", in_the_way],
+    ):
+        output = nopos(*arguments)
+        assert output[0] == 2
+        assert "cannot be written" in complaint(output)
+    monkeypatch.setenv("NOPOS_CACHE_DIR", str(in_the_way))
+    for arguments in (["verify", "--recipe", "sprint"], ["train", "--recipe", "sprint"]):
+        output = nopos(*arguments)
+        assert output[0] == 2
+        assert "cannot be written" in complaint(output)
+
+
+@pytest.mark.parametrize("arguments", [[], ["dance"], ["verify", "--seed", "x"], ["train"]], ids=str)
+def test_a_command_line_that_cannot_be_read_ends_with_2(nopos, arguments):
+    assert nopos(*arguments)[0] == 2
+
+
+def test_train_writes_models_that_verify_takes_and_prints_their_loss(
+    own_cache, nopos, tmp_path, monkeypatch, tiny_recipe
+):
+    from nopos import config
+
+    monkeypatch.setitem(config.RECIPES, "tiny", tiny_recipe)
+    code, out, _ = nopos("train", "--recipe", "tiny", "--seeds", "0-2", "--out", tmp_path / "models")
+    assert code == 0
+    assert [line.split(" nats")[0][:26] for line in out.splitlines()] == [
+        f"tiny seed {seed}: held-out loss" for seed in range(3)
+    ]
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [
+        f"tiny-seed-{seed}.{ending}" for seed in range(3) for ending in ("json", "safetensors")
+    ]
+
+
+@pytest.mark.parametrize("command", ["verify", "train"])
+def test_ctrl_c_during_training_ends_with_130_and_leaves_nothing(own_cache, command):
+    code = (
+        "import sys, nopos.training.reference as r, nopos.cli as cli\n"
+        "real = r.mean_loss\n"
+        "def tell(*a, **k):\n"
+        "    print('training', file=sys.__stderr__, flush=True)\n"
+        "    return real(*a, **k)\n"
+        "r.mean_loss = tell\n"
+        f"sys.exit(cli.main([{command!r}, '--recipe', 'notebook', '--device', 'cpu']))"
+    )
+    environment = {**os.environ, "NOPOS_CACHE_DIR": str(own_cache)}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        while process.stderr.readline() != "training\n":
+            assert process.poll() is None
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in out + err
+    assert "nopos: interrupted; nothing unfinished was saved" in err
+    assert [path for path in own_cache.iterdir() if path.suffix != ".lock"] == []
