@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 
-pytest_plugins = ["nopos.pytest_plugin", "fixtures.micro", "pytester"]
+pytest_plugins = ["nopos.pytest_plugin", "fixtures.micro", "fixtures.claim_sessions", "pytester"]
 
 if importlib.util.find_spec("hypothesis"):  # the claims run without the `test` extra
     from hypothesis import settings
 
-    settings.register_profile("nopos", deadline=None, derandomize=bool(os.environ.get("CI")))
+    settings.register_profile("nopos", deadline=None, derandomize=os.environ.get("CI", "") not in ("", "0", "false"))
     settings.load_profile("nopos")

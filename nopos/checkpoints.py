@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nopos import storage
-from nopos.config import ModelConfig, Recipe, TrainConfig, content_hash, overrides, require_int
+from nopos.config import RECIPES, ModelConfig, Recipe, TrainConfig, changes, content_hash, overrides, require_seed
 from nopos.data import training_batches
 from nopos.errors import CheckpointError, ConfigError, DamagedCacheEntry, StorageError
 from nopos.model import NoPosTransformer
@@ -47,10 +47,17 @@ class Checkpoint:
     """Training loss in nats at each step."""
     made_with: dict[str, Any] | None = None
     """Versions, device, sources and seconds of the training."""
+    path: Path | None = None
+    """The weights file, once there is one."""
 
     def describe(self) -> str:
-        """One phrase for a table."""
-        return "weights of unknown training" if self.recipe is None else f"recipe {self.recipe}, seed {self.seed}"
+        """One phrase for a table: recipe and seed, and in what the training differs from the recipe of that name."""
+        if self.recipe is None or self.train is None:
+            return "weights of unknown training"
+        known = RECIPES.get(self.recipe, Recipe(name=self.recipe, model=self.config, train=self.train))
+        changed = changes(self.config, known.model) | changes(self.train, known.train)
+        but = "".join(f", but {name} {value}" for name, value in changed.items())
+        return f"recipe {self.recipe}{but}, seed {self.seed}"
 
 
 def load(path: Path) -> Checkpoint:
@@ -60,20 +67,34 @@ def load(path: Path) -> Checkpoint:
         CheckpointError: the file is missing, damaged, of another shape, not finite, or not a checkpoint.
     """
     tensors, manifest, digest = storage.read_checkpoint(path)
-    if manifest is None:
-        config = ModelConfig()
-        return Checkpoint(config=config, parameters=parameters_of(tensors, config, where=str(path)), sha256=digest)
+    described = {"config": ModelConfig()} if manifest is None else _described(storage.manifest_path(path), manifest)
+    parameters = parameters_of(tensors, described["config"], where=str(path))
+    return Checkpoint(parameters=parameters, sha256=digest, path=path, **described)
+
+
+def _described(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest says of a model, as fields of a Checkpoint."""
     try:
-        config = ModelConfig(**manifest["model"])
-        train = TrainConfig(**manifest["train"])
+        config, train = ModelConfig(**manifest["model"]), TrainConfig(**manifest["train"])
         recipe, seed, losses, made_with = (manifest[name] for name in ("recipe", "seed", "losses", "made_with"))
-    except (KeyError, TypeError, ConfigError) as error:
-        raise CheckpointError(f"{storage.manifest_path(path)}: does not describe a model ({error})") from None
-    parameters = parameters_of(tensors, config, where=str(path))
-    return Checkpoint(
-        config=config, parameters=parameters, sha256=digest, recipe=recipe, train=train, seed=seed,
-        losses=tuple(losses), made_with=made_with,
-    )  # fmt: skip
+        require_seed(seed)
+        losses = tuple(float(loss) for loss in losses)
+        if not isinstance(recipe, str) or not isinstance(made_with, dict):
+            raise TypeError("recipe must be a name and made_with an object")
+        if config.normalization != "LN":
+            raise ConfigError("normalization must be LN: a folded model is made from one with LayerNorm")
+    except KeyError as error:
+        raise CheckpointError(f"{path}: does not describe a model (it has no {error})") from None
+    except (TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{path}: does not describe a model ({error})") from None
+    return {
+        "config": config,
+        "train": train,
+        "recipe": recipe,
+        "seed": seed,
+        "losses": losses,
+        "made_with": made_with,
+    }
 
 
 def save(checkpoint: Checkpoint, weights: Path) -> None:
@@ -134,15 +155,21 @@ def load_or_train(recipe: Recipe, seed: int, device: torch.device) -> Checkpoint
         TrainingError: the loss stopped being finite.
     """
     folder, entry = cache_folder(), _entry_name(recipe, seed, device)
-    found = _cached(folder, entry)
+    found, damage = _cached(folder, entry)
     if found is not None:
         return found
     storage.require_writable(folder)
     with _Lock(folder / f"{entry}.lock"):
-        found = _cached(folder, entry)
+        found, more_damage = _cached(folder, entry)
         if found is None:
-            found = train(recipe, seed, device)
-            save(found, folder / f"{entry}-{found.sha256[:12]}.safetensors")
+            trained = train(recipe, seed, device)
+            weights = folder / f"{entry}-{trained.sha256[:12]}.safetensors"
+            found, _ = _cached(folder, entry)  # where the lock does nothing another may have been quicker
+            if found is None:
+                save(trained, weights)
+                found = load(weights)
+    for problem in damage + more_damage:  # once all is well again: a warning may be turned into an error
+        warnings.warn(DamagedCacheEntry(f"{problem}; it was set aside, and the model trained again"), stacklevel=2)
     return found
 
 
@@ -156,7 +183,7 @@ def forget(recipe: Recipe, seed: int, device: torch.device) -> None:
 def cache_folder() -> Path:
     """`NOPOS_CACHE_DIR`, or the user's cache folder for nopos."""
     named = os.environ.get("NOPOS_CACHE_DIR")
-    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("nopos"))
+    return Path(named) if named else Path(platformdirs.user_cache_dir("nopos"))
 
 
 def device_named(name: str | None) -> torch.device:
@@ -183,7 +210,7 @@ def _entry_name(recipe: Recipe, seed: int, device: torch.device) -> str:
         "device": device.type,
         "sources": _sources_hash(),
     }
-    require_int("seed", seed, at_least=0)
+    require_seed(seed)
     return f"{recipe.name}-{seed}-{content_hash(key)}"
 
 
@@ -192,17 +219,21 @@ def _sources_hash() -> str:
     return hashlib.sha256(b"\n".join(texts)).hexdigest()[:16]
 
 
-def _cached(folder: Path, entry: str) -> Checkpoint | None:
+def _cached(folder: Path, entry: str) -> tuple[Checkpoint | None, list[str]]:
+    """The entry, if a whole one is there; and what was wrong with those that had to be set aside."""
+    damage: list[str] = []
     for manifest in sorted(folder.glob(f"{entry}-*.json")):
         weights = manifest.with_suffix(".safetensors")
         try:
-            return load(weights)
+            return load(weights), damage
         except CheckpointError as error:
+            if not manifest.exists():
+                continue  # somebody is writing it again, or set it aside before us
+            damage.append(str(error))
             for path in (manifest, weights):
                 with suppress(FileNotFoundError):
                     path.rename(path.with_name(f"{path.name}.damaged"))
-            warnings.warn(DamagedCacheEntry(f"{error}; set aside, and trained again"), stacklevel=3)
-    return None
+    return None, damage
 
 
 class _Lock:
@@ -218,6 +249,8 @@ class _Lock:
             if sys.stderr.isatty():
                 print(f"nopos: waiting for the process that holds {self._lock.lock_file}", file=sys.stderr)
             self._lock.acquire()
+        except OSError as error:
+            raise StorageError(f"{self._lock.lock_file}: cannot be locked ({error.strerror or error})") from None
 
     def __exit__(self, *exception: object) -> None:
         self._lock.release()

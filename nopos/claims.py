@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import ast
 import inspect
-import math
 import textwrap
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pytest
 
 from nopos.errors import ClaimError
+from nopos.measure import Comparison, Measure
 
 if TYPE_CHECKING:
     from nopos.controls import Control
@@ -53,18 +53,6 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One measured comparison. `margin` is the distance to the bound in the value's unit, negative when it is false."""
-
-    name: str
-    value: float
-    unit: str
-    bound: str
-    margin: float
-    holds: bool
-
-
-@dataclass(frozen=True)
 class Outcome:
     """A claim evaluated on one subject."""
 
@@ -78,74 +66,22 @@ class Outcome:
         """An exception of any kind is an error, never a refutation."""
         if self.exception is not None:
             return "error"
-        return "holds" if all(comparison.holds for comparison in self.comparisons) else "refuted"
+        return "refuted" if self.false else "holds"
 
     @property
     def false(self) -> dict[str, Comparison]:
         """The comparisons that came out false, by name."""
         return {comparison.name: comparison for comparison in self.comparisons if not comparison.holds}
 
+    @property
+    def compared(self) -> list[tuple[str, str]]:
+        """Which names were compared with which bounds."""
+        return [(comparison.name, comparison.bound) for comparison in self.comparisons]
 
-@dataclass
-class Measure:
-    """Gives values their names and keeps what they are compared with; the `measure` of a claim's body."""
-
-    comparisons: list[Comparison] = field(default_factory=list)
-    _names: set[str] = field(default_factory=set)
-
-    def __call__(self, name: str, value: float, unit: str = "") -> Measured:
-        """A float that remembers the first comparison made with it.
-
-        Raises:
-            ClaimError: the value is not a finite number, or the name was used before.
-        """
-        if name in self._names:
-            raise ClaimError(f"{name!r} is measured twice; each measurement needs a name of its own")
-        self._names.add(name)
-        return Measured(_finite(name, value), name=name, unit=unit, record=self.comparisons)
-
-
-class Measured(float):
-    """A measured value. Comparing it records the truth and returns True, so that the body runs to its end."""
-
-    __slots__ = ("_name", "_record", "_unit")
-
-    def __new__(cls, value: float, **_: Any) -> Measured:
-        return super().__new__(cls, value)
-
-    def __init__(self, _: float, *, name: str, unit: str, record: list[Comparison]) -> None:
-        self._name, self._unit, self._record = name, unit, record
-
-    def __lt__(self, bound: float) -> bool:
-        return self._compare("<", bound, lambda value, limit: (value < limit, limit - value))
-
-    def __le__(self, bound: float) -> bool:
-        return self._compare("<=", bound, lambda value, limit: (value <= limit, limit - value))
-
-    def __gt__(self, bound: float) -> bool:
-        return self._compare(">", bound, lambda value, limit: (value > limit, value - limit))
-
-    def __ge__(self, bound: float) -> bool:
-        return self._compare(">=", bound, lambda value, limit: (value >= limit, value - limit))
-
-    def __eq__(self, bound: object) -> bool:
-        return self._compare("==", bound, lambda value, limit: (value == limit, -abs(value - limit)))
-
-    def __ne__(self, bound: object) -> NoReturn:
-        raise ClaimError(f"{self._name!r} is compared with !=, which almost any value passes; compare it with a bound")
-
-    def __bool__(self) -> NoReturn:
-        raise ClaimError(f"{self._name!r} is used without a bound; compare it with one")
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def _compare(self, operator: str, bound: object, decide: Callable[[float, float], tuple[bool, float]]) -> bool:
-        limit = _finite(f"the bound of {self._name}", bound)
-        if any(comparison.name == self._name for comparison in self._record):
-            raise ClaimError(f"{self._name!r} is compared twice; measure each comparison under a name of its own")
-        holds, margin = decide(float(self), limit)
-        self._record.append(Comparison(self._name, float(self), self._unit, f"{operator} {limit:.10g}", margin, holds))
-        return True
+    @property
+    def error(self) -> str | None:
+        """Type and message of the exception, if there was one."""
+        return None if self.exception is None else f"{type(self.exception).__name__}: {self.exception}"
 
 
 def claim(
@@ -159,7 +95,8 @@ def claim(
     """Mark a test as a claim.
 
     Args:
-        rung: what the evidence can carry. Above `behavioural` a control that solves the task must refute the claim.
+        rung: what the evidence can carry. Above `behavioural` it must tell the model from one that solves the task by
+            another mechanism.
         source: notebook step or paper.
         refuted_by: controls; each comparison must come out false on at least one of them.
         expect: `refuted` keeps a believed sentence that measurement refutes.
@@ -170,10 +107,12 @@ def claim(
     """
 
     def mark(test: Test) -> Test:
+        __tracebackhide__ = True
         statement = inspect.cleandoc(test.__doc__ or "").split("\n\n")[0].replace("\n", " ")
         marked = Claim(statement, rung, source, expect, tuple(refuted_by), tuple(holds_on))
-        for problem in _problems(test, marked):
-            raise ClaimError(f"{test.__name__}: {problem}")
+        problems = _mark_problems(test, marked) or _body_problems(test)
+        if problems:
+            raise ClaimError(f"{test.__name__}: {'; '.join(problems)}")
         setattr(test, _ATTRIBUTE, marked)
         return test
 
@@ -192,77 +131,81 @@ def evaluate(test: Callable[..., None], subject: Subject, arguments: dict[str, A
     try:
         with subject.proven_unchanged():
             test(**{**arguments, "subject": subject, "measure": measure})
-        if not measure.comparisons:
-            raise ClaimError("nothing was compared; a claim needs at least one measured comparison")
+        measure.close()
     except (pytest.skip.Exception, pytest.xfail.Exception) as outcome:
         exception = ClaimError(f"a claim may not skip or xfail ({outcome.msg}); it holds or it is refuted")
     except (Exception, pytest.fail.Exception) as error:
         exception = error
-    return Outcome(subject.name, tuple(measure.comparisons), time.perf_counter() - start, exception)
+    return Outcome(subject.name, measure.made, time.perf_counter() - start, exception)
 
 
 def unexpected(marked: Claim, outcome: Outcome) -> list[str]:
     """In what the outcome on a subject differs from the verdict that the claim expects; empty when in nothing."""
-    if outcome.exception is not None:
-        return [f"{type(outcome.exception).__name__}: {outcome.exception}"]
+    if outcome.error is not None:
+        return [outcome.error]
     if marked.expect == "refuted":
         return [] if outcome.false else ["holds, though measurement was expected to refute it"]
-    return [f"refuted: {describe(comparison)}" for comparison in outcome.false.values()]
+    return [f"refuted: {comparison.describe()}" for comparison in outcome.false.values()]
 
 
 def toothlessness(
-    marked: Claim, on_subject: Outcome, on_controls: dict[str, Outcome], *, solving: set[str]
+    marked: Claim, on_subject: Outcome, on_controls: dict[str, Outcome], *, other_mechanisms: Iterable[str]
 ) -> list[str]:
     """Why the controls do not show that this claim can fail; empty when they do.
 
     Args:
+        marked: the claim.
         on_subject: the outcome on the subject under test.
         on_controls: the outcome on each control by its name.
-        solving: the names of the controls that solve the task.
+        other_mechanisms: names of the controls that solve the task by another mechanism.
     """
+    if on_subject.exception is not None:
+        return []  # it is wrong already, and most errors come again on every control
+    controls = on_controls.values()
     problems = [
-        f"control {name}: {type(outcome.exception).__name__}: {outcome.exception}; an error is never a refutation"
-        for name, outcome in on_controls.items()
-        if outcome.exception is not None
+        f"control {control.subject}: {control.error}; an error is never a refutation"
+        for control in controls
+        if control.error
     ]
-    problems += [
-        f"does not hold on {control.name}, where it must: {describe(comparison)}"
-        for control in marked.holds_on
-        for comparison in on_controls[control.name].false.values()
-    ]
-    if problems or marked.expect == "refuted":
+    if problems:
         return problems
-    outcomes = [on_controls[control.name] for control in marked.refuted_by]
-    compared = [comparison.name for outcome in (on_subject, *outcomes) for comparison in outcome.comparisons]
-    for name in dict.fromkeys(compared):
-        if not any(name in outcome.false for outcome in outcomes):
-            told = ", ".join(outcome.subject for outcome in outcomes)
-            problems.append(f"cannot tell {on_subject.subject} from {told}: {name!r} is false on none of them")
-    if marked.rung != "behavioural" and not any(outcome.false for outcome in outcomes if outcome.subject in solving):
-        problems.append(
-            f"cannot tell the mechanism from being good at the task: a {marked.rung} claim must be refuted by a "
-            "control that solves the task another way"
-        )
-    return problems
+    problems += [
+        f"compares other names or bounds on {control.subject} than on {on_subject.subject}; they must be the same"
+        for control in controls
+        if control.compared != on_subject.compared
+    ]
+    if marked.expect == "refuted":
+        problems += [
+            f"does not hold on {control.name}, where it must: {comparison.describe()}"
+            for control in marked.holds_on
+            for comparison in on_controls[control.name].false.values()
+        ]
+    else:
+        told = ", ".join(on_controls)
+        problems += [
+            f"cannot tell {on_subject.subject} from {told}: {name!r} is false on none of them"
+            for name, _ in on_subject.compared
+            if not any(name in control.false for control in controls)
+        ]
+    return problems + _blindness(marked, on_controls, set(other_mechanisms))
 
 
-def describe(comparison: Comparison) -> str:
-    """`name: got value unit, expected bound`."""
-    unit = f" {comparison.unit}" if comparison.unit else ""
-    return f"{comparison.name}: got {comparison.value:.6g}{unit}, expected {comparison.bound}"
+def _blindness(marked: Claim, on_controls: dict[str, Outcome], other_mechanisms: set[str]) -> list[str]:
+    """A claim about the mechanism must tell it from another that is as good at the task."""
+    if marked.rung == "behavioural":
+        return []
+    told_apart = "holds" if marked.expect == "refuted" else "refuted"
+    if any(on_controls[name].verdict == told_apart for name in other_mechanisms):
+        return []
+    return [
+        f"cannot tell the mechanism from being good at the task: a {marked.rung} claim must come out {told_apart} on a "
+        "control that solves the task by another mechanism"
+    ]
 
 
-def _finite(name: str, value: object) -> float:
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise ClaimError(f"{name} is {value!r}; it must be a number") from None
-    if not math.isfinite(number):
-        raise ClaimError(f"{name} is {number}; it must be finite")
-    return number
+def _mark_problems(test: Callable[..., None], marked: Claim) -> list[str]:
+    from nopos.controls import Control
 
-
-def _problems(test: Callable[..., None], marked: Claim) -> list[str]:
     problems = []
     if not marked.statement:
         problems.append("has no docstring; it must say in plain English what the name claims")
@@ -276,37 +219,46 @@ def _problems(test: Callable[..., None], marked: Claim) -> list[str]:
         problems.append("needs refuted_by, and no holds_on: name the controls on which the sentence is false")
     elif marked.expect == "refuted" and (not marked.holds_on or marked.refuted_by):
         problems.append("needs holds_on, and no refuted_by: name a subject on which the refuted sentence is true")
-    names = [control.name for control in marked.controls]
-    if len(set(names)) < len(names):
+    strangers: list[object] = [control for control in marked.controls if type(control) is not Control]
+    if strangers:
+        problems.append(f"names {strangers[0]!r} as a control; give a Control, such as nopos.controls.UNTRAINED")
+    elif len({control.name for control in marked.controls}) < len(marked.controls):
         problems.append("names a control twice")
     if not {"subject", "measure"} <= set(inspect.signature(test).parameters):
         problems.append("must take subject and measure")
-    return problems or _body_problems(test)
+    return problems
 
 
 def _body_problems(test: Callable[..., None]) -> list[str]:
     """Every assert is `assert measure(...) < bound`, and `measure` stands nowhere else."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(test)))
-    allowed: set[int] = set()
-    problems = []
-    asserts = [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]
-    for node in asserts:
-        condition = node.test
-        if (
-            isinstance(condition, ast.Compare)
-            and len(condition.ops) == 1
-            and isinstance(condition.left, ast.Call)
-            and isinstance(condition.left.func, ast.Name)
-            and condition.left.func.id == "measure"
-        ):
-            allowed.add(id(condition.left.func))
-        else:
-            problems.append(f"`assert {ast.unparse(condition)}` is not of the form assert measure(...) < bound")
+    (function,) = ast.parse(textwrap.dedent(inspect.getsource(test))).body
+    parts = list(ast.walk(function))
+    asserts = [node for node in parts if isinstance(node, ast.Assert)]
+    allowed = {id(name) for name in map(_measured, asserts) if name is not None}
+    problems = [
+        f"`assert {ast.unparse(node.test)}` is not of the form assert measure(...) < bound"
+        for node in asserts
+        if _measured(node) is None
+    ]
     problems += [
         f"line {name.lineno} uses measure outside an assert; only assert measure(...) < bound counts"
-        for name in ast.walk(tree)
+        for name in parts
         if isinstance(name, ast.Name) and name.id == "measure" and id(name) not in allowed
     ]
+    if sum(isinstance(node, ast.arg) and node.arg == "measure" for node in parts) > 1:
+        problems.append("has an inner function with a measure of its own; there is only one")
     if not asserts:
         problems.append("asserts nothing; a claim needs at least one measured comparison")
     return problems
+
+
+def _measured(node: ast.Assert) -> ast.Name | None:
+    """The name `measure` in `assert measure(...) < bound`; None for an assert of another form."""
+    match node.test:
+        case ast.Compare(
+            left=ast.Call(func=ast.Name(id="measure") as name),
+            ops=[ast.Lt() | ast.LtE() | ast.Gt() | ast.GtE() | ast.Eq() | ast.NotEq()],
+        ):
+            return name
+        case _:
+            return None

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
-from nopos.errors import ConfigError, NoposError
+from nopos.errors import CheckpointError, ConfigError, NoposError
+
+if TYPE_CHECKING:
+    import pytest
+
+    from nopos.pytest_plugin import LedgerKeeper
 
 OK, UNEXPECTED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -18,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 as expected, 1 not so, 2 bad input, 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
-        return int(options.run(options))
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"nopos: {message}", file=sys.stderr)
+            return int(options.run(options))
     except NoposError as error:
         print(f"nopos: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -36,9 +47,12 @@ def _parser() -> argparse.ArgumentParser:
 
     verify = commands.add_parser("verify", help="check every claim on a model; by default on the reference model")
     verify.add_argument(
-        "--checkpoint", action="append", default=[], metavar="FILE",
+        "--checkpoint",
+        action="append",
+        default=[],
+        metavar="FILE",
         help="a model to check: ours, or a HookedTransformer state dict (.safetensors, .pt, .pth); repeatable",
-    )  # fmt: skip
+    )
     verify.add_argument("--recipe", metavar="NAME", help="check a model of this recipe, from the cache or trained now")
     verify.add_argument("--seed", type=int, metavar="N", help="seed of that model (default: 0)")
     verify.add_argument("--json", metavar="FILE", help="write what was measured as one JSON object")
@@ -57,36 +71,77 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    """Run pytest on the shipped claims, with a progress bar for its output and our table for its summary."""
     import pytest
 
     from nopos.shipped import CLAIMS, VERIFY_INI
 
-    os.environ.pop("PYTEST_ADDOPTS", None)  # options meant for other suites must not decide which claims run
-    arguments = [
-        str(CLAIMS),
-        f"-c{VERIFY_INI}",
-        f"--rootdir={CLAIMS}",
-        f"--confcutdir={CLAIMS}",
-        "-pnopos.pytest_plugin",
-    ]
+    _prepare(options)
+    arguments = [str(CLAIMS), f"-c{VERIFY_INI}", f"--rootdir={CLAIMS}", f"--confcutdir={CLAIMS}"]
     arguments += [f"--nopos-checkpoint={path}" for path in options.checkpoint]
     for name in ("recipe", "seed", "device", "json"):
         value = getattr(options, name)
         if value is not None:
             arguments.append(f"--nopos-{name}={value}")
-    ending = _Ending()
-    code = pytest.main(arguments, plugins=[ending])
-    if ending.interrupted:
+    watcher, output = _Watcher(), io.StringIO()
+    foreign = os.environ.pop("PYTEST_ADDOPTS", None)  # meant for other suites; it must not decide which claims run
+    try:
+        with redirect_stdout(output), redirect_stderr(output):
+            code = pytest.main(arguments, plugins=[watcher])
+    finally:
+        watcher.progress.close()
+        if foreign is not None:
+            os.environ["PYTEST_ADDOPTS"] = foreign
+    if watcher.interrupted:
         raise KeyboardInterrupt
-    if code in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
-        return BAD_INPUT
+    if code == pytest.ExitCode.USAGE_ERROR:
+        problems = [line for line in output.getvalue().splitlines() if "nopos: " in line] or [output.getvalue()]
+        raise ConfigError(problems[-1].partition("nopos: ")[2] or problems[-1])
+    if code == pytest.ExitCode.NO_TESTS_COLLECTED:
+        raise ConfigError(f"{CLAIMS}: holds no claims; there is nothing to run")
+    print("\n".join(watcher.keeper.ledger.table()).strip("\n"))
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        print(output.getvalue(), file=sys.stderr)
     return OK if code == pytest.ExitCode.OK else UNEXPECTED
 
 
-class _Ending:
-    """Tells Ctrl-C from the other reasons for which pytest ends a run early."""
+def _prepare(options: argparse.Namespace) -> None:
+    """Load or train the named models before pytest starts, so that bars, mistakes and Ctrl-C are not its affair."""
+    from nopos import checkpoints
+    from nopos.config import ModelConfig, changes, recipe_named
 
-    interrupted = False
+    if options.recipe is not None:
+        device = checkpoints.device_named(options.device)
+        checkpoints.load_or_train(recipe_named(options.recipe), options.seed or 0, device)
+    for path in map(Path, options.checkpoint):
+        sizes = changes(checkpoints.load(path).config, ModelConfig())
+        for name in sizes.keys() - {"causal", "positions"}:
+            wanted = getattr(ModelConfig(), name)
+            raise CheckpointError(f"{path}: is a model with {name} {sizes[name]}; the claims are about {name} {wanted}")
+
+
+class _Watcher:
+    """Shows which claim is being checked, and tells Ctrl-C from the other reasons for which pytest ends early."""
+
+    def __init__(self) -> None:
+        from tqdm.auto import tqdm
+
+        self.interrupted = False
+        self.progress = tqdm(desc="loading", unit="claim", disable=None, leave=False, file=sys.stderr)
+
+    def pytest_configure(self, config: pytest.Config) -> None:
+        self.keeper = cast("LedgerKeeper", config.pluginmanager.get_plugin("nopos ledger"))
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.progress.reset(total=len(session.items))
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        from nopos.ledger import sentence
+
+        self.progress.set_description(sentence(nodeid.split("[", maxsplit=1)[0])[:60])
+
+    def pytest_runtest_logfinish(self) -> None:
+        self.progress.update()
 
     def pytest_keyboard_interrupt(self) -> None:
         self.interrupted = True
@@ -100,16 +155,16 @@ def _train(options: argparse.Namespace) -> int:
     from nopos.subject import HELD_OUT_SEQUENCES, held_out_loss
 
     recipe = recipe_named(options.recipe)
-    seeds = _seeds(options)
     device = checkpoints.device_named(options.device)
-    folder: Path = options.out or checkpoints.cache_folder()
-    storage.require_writable(folder)
     tokens = held_out_tokens(recipe.model, HELD_OUT_SEQUENCES)
+    seeds = _seeds(options)
+    if options.out is not None:
+        storage.require_writable(options.out)
     for seed in seeds:
         trained = checkpoints.load_or_train(recipe, seed, device)
-        where = folder
+        where = trained.path
         if options.out is not None:
-            where = folder / f"{recipe.name}-seed-{seed}.safetensors"
+            where = options.out / f"{recipe.name}-seed-{seed}.safetensors"
             checkpoints.save(trained, where)
         loss = held_out_loss(NoPosTransformer(trained.config, trained.parameters), tokens)
         print(f"{recipe.name} seed {seed}: held-out loss {loss:.6f} nats, {where}", flush=True)
@@ -119,10 +174,13 @@ def _train(options: argparse.Namespace) -> int:
 def _seeds(options: argparse.Namespace) -> Sequence[int]:
     if options.seeds is None:
         return [options.seed or 0]
-    first, dash, last = options.seeds.partition("-")
-    if not (dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
-        raise ConfigError(f"seeds is {options.seeds!r}; it must be a range such as 0-9, from low to high")
-    return range(int(first), int(last) + 1)
+    try:
+        first, last = (int(end) for end in options.seeds.split("-"))
+    except ValueError:
+        first, last = 1, 0
+    if first > last:
+        raise ConfigError(f"seeds is {options.seeds[:40]!r}; it must be a range such as 0-9, from low to high")
+    return range(first, last + 1)
 
 
 if __name__ == "__main__":

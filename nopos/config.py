@@ -103,10 +103,15 @@ class Recipe:
             )
 
 
+def changes(config: ModelConfig | TrainConfig, since: ModelConfig | TrainConfig) -> dict[str, Any]:
+    """The fields in which a config differs from another of its kind, with its values."""
+    values = ((item.name, getattr(config, item.name), getattr(since, item.name)) for item in fields(config))
+    return {name: value for name, value, old in values if value != old}
+
+
 def overrides(config: ModelConfig | TrainConfig) -> dict[str, Any]:
     """The fields that differ from their defaults, so that a new field changes no old hash."""
-    values = ((item.name, getattr(config, item.name), item.default) for item in fields(config))
-    return {name: value for name, value, default in values if value != default}
+    return changes(config, type(config)())
 
 
 def content_hash(value: Any) -> str:
@@ -118,6 +123,13 @@ def require_int(name: str, value: object, *, at_least: int) -> None:
     """Raise ConfigError unless the value is an integer that is large enough."""
     if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
         raise ConfigError(f"{name} is {value!r}; it must be an integer of at least {at_least}")
+
+
+def require_seed(seed: int) -> None:
+    """Raise ConfigError unless the value is an integer from 0 to 2^63 - 1."""
+    require_int("seed", seed, at_least=0)
+    if seed >= 2**63:
+        raise ConfigError("seed is too large; it must be below 2^63")
 
 
 def require_bool(name: str, value: object) -> None:

@@ -40,6 +40,8 @@ class Control:
     name: str
     lacks: str
     build: Callable[[], Subject]
+    another_mechanism: bool = False
+    """Whether it is meant to solve the task, by another mechanism than the reference model's."""
 
 
 def reference() -> Subject:
@@ -89,11 +91,13 @@ LEARNED_POSITIONS = Control(
     "learned positions",
     "solves the task with a trained W_pos: one layer looks one slot back by position, nothing counts",
     _trained("learned_positions"),
+    another_mechanism=True,
 )
 RELAY = Control(
     "relay",
     "solves the task with weights by hand: layer 0 looks one slot back by position, layer 1 only at its own slot",
     _relay,
+    another_mechanism=True,
 )
 LEAKING_POSITIONS = Control(
     "leaking positions", f"the reference model with a W_pos of {LEAK:g} noise", _leaking_positions

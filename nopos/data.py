@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nopos.config import BOS, ModelConfig, TrainConfig, require_int
+from nopos.config import BOS, ModelConfig, TrainConfig, require_seed
 
 NOTEBOOK_STREAM_SEED = 123
 
@@ -20,9 +20,9 @@ def generator(purpose: str, seed: int) -> torch.Generator:
     torch's CPU engine reads 32 bits of a seed, so that is what the hash gives it.
 
     Raises:
-        ConfigError: the seed is not an integer of at least 0.
+        ConfigError: the seed is not an integer from 0 to 2^63 - 1.
     """
-    require_int("seed", seed, at_least=0)
+    require_seed(seed)
     digest = hashlib.sha256(f"nopos {purpose} {seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 

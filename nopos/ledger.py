@@ -24,12 +24,12 @@ WIDTH = 100
 Record = dict[str, Any]
 
 
-def subject_record(subject: Subject, role: str) -> Record:
-    """What identifies a subject: its name, role, weights and config."""
+def subject_record(subject: Subject, role: str, description: str) -> Record:
+    """What identifies a subject: its name, role, weights and config, and a phrase on what it is."""
     return {
         "name": subject.name,
         "role": role,
-        "description": subject.checkpoint.describe(),
+        "description": description,
         "sha256": subject.checkpoint.sha256,
         "config": asdict(subject.config),
     }
@@ -59,6 +59,8 @@ class Ledger:
         self._subjects: dict[str, Record] = {}
         self._claims: dict[str, dict[str, Record]] = {}
         self._planned: dict[str, dict[str, Record]] = {}
+        self.cut_short = False
+        """Whether a worker went down before it said what it was to run."""
 
     def add(self, subject: Record, claim: Record) -> None:
         """Take in one claim on one subject. Workers may each evaluate a control; the first record stands."""
@@ -70,8 +72,20 @@ class Ledger:
         for entry in entries:
             self._planned.setdefault(entry["subject"], {}).setdefault(entry["claim"]["id"], entry["claim"])
 
+    def fail(self, subject: str, claim_id: str, problem: str) -> None:
+        """Turn a claim into an error that no outcome tells of: its fixtures failed before or after it."""
+        planned = self._planned[subject][claim_id]
+        claim = self._claims.setdefault(subject, {}).setdefault(claim_id, planned)
+        claim["verdict"] = "error"
+        claim["problems"] = [*claim["problems"], problem]
+
     def __bool__(self) -> bool:
         return bool(self._claims or self._planned)
+
+    def as_expected(self) -> bool:
+        """Whether every claim on every subject under test was run and came out as it should."""
+        tested = [subject for subject in self.subjects() if subject["role"] == "subject"]
+        return not self.cut_short and all(as_expected(claim) for subject in tested for claim in subject["claims"])
 
     def subjects(self) -> list[Record]:
         """Each subject with its claims, those under test first; a planned claim without an outcome was not run."""
@@ -107,7 +121,9 @@ class Ledger:
             lines += ["", f"{subject['name']} ({subject['description']}{digest})"]
             for claim in subject["claims"]:
                 lines += _claim_lines(claim)
-            lines.append(_closing_line(subject["claims"]))
+            lines += _closing_lines(subject["claims"])
+        if self.cut_short:
+            lines += ["", "The run was cut short: claims that were not reached are not listed."]
         return lines
 
 
@@ -144,16 +160,19 @@ def _claim_lines(claim: Record) -> list[str]:
     lines[-1] += "".join(f" · {verdict} on {', '.join(names)}" for verdict, names in by_verdict.items())
     for item in claim["measurements"]:
         value = f"{item['value']:.4g} {item['unit']}".rstrip()
+        operator, bound = item["bound"].split()
         mark = " " if item["holds"] else "x"
-        lines.append(f"    {mark} {item['name']:<58} {value:>18}  {item['bound']}")
+        lines.append(f"    {mark} {item['name']:<58} {value:>18}  {operator} {float(bound):.5g}")
     for problem in claim["problems"]:
-        lines += textwrap.wrap(problem, WIDTH, initial_indent="    ! ", subsequent_indent="      ")
+        if not problem.startswith("refuted: "):  # the lines marked with an x say so
+            lines += textwrap.wrap(problem, WIDTH, initial_indent="    ! ", subsequent_indent="      ")
     return lines
 
 
-def _closing_line(claims: list[Record]) -> str:
-    good = sum(as_expected(claim) for claim in claims)
-    return f"  {good} of {len(claims)} claims came out as expected"
+def _closing_lines(claims: list[Record]) -> list[str]:
+    others = [sentence(claim["id"]) for claim in claims if not as_expected(claim)]
+    counted = f"  {len(claims) - len(others)} of {len(claims)} claims came out as expected"
+    return [counted + (", all but:" if others else ""), *(f"    {other}" for other in others)]
 
 
 def _version(package: str) -> str | None:

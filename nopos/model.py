@@ -27,6 +27,8 @@ def permitted_keys(config: ModelConfig, pos: int) -> Bool[Tensor, "query_pos key
 
 
 class Embed(nn.Module):
+    """Each token's row of `W_E` [d_vocab d_model]."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.W_E = _parameter(config.d_vocab, config.d_model)
@@ -36,6 +38,8 @@ class Embed(nn.Module):
 
 
 class PosEmbed(nn.Module):
+    """Each slot's row of `W_pos` [n_ctx d_model]: zero, unless positions are learned."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.W_pos = _parameter(config.n_ctx, config.d_model)
@@ -64,6 +68,8 @@ class LayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
+    """Softmax attention; `W_Q`, `W_K`, `W_V` are [head d_model d_head], `W_O` [head d_head d_model]."""
+
     permitted: Bool[Tensor, "query_pos key_pos"]
 
     def __init__(self, config: ModelConfig) -> None:
@@ -94,6 +100,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """One hidden layer of ReLUs; `W_in` is [d_model d_mlp], `W_out` [d_mlp d_model]."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.W_in, self.b_in = _parameter(config.d_model, config.d_mlp), _parameter(config.d_mlp)
@@ -109,6 +117,8 @@ class MLP(nn.Module):
 
 
 class TransformerBlock(nn.Module):
+    """Attention and then an MLP, each reading the residual stream through its LayerNorm and adding to it."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.ln1, self.ln2 = LayerNorm(config), LayerNorm(config)
@@ -123,6 +133,8 @@ class TransformerBlock(nn.Module):
 
 
 class Unembed(nn.Module):
+    """Logits from the final LayerNorm; `W_U` is [d_model d_vocab]."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.W_U, self.b_U = _parameter(config.d_model, config.d_vocab), _parameter(config.d_vocab)

@@ -75,7 +75,7 @@ def parameters_of(state: Mapping[str, Tensor], config: ModelConfig, *, where: st
         where: what the message names as the source.
 
     Raises:
-        CheckpointError: a parameter is missing, unknown, of another shape, not float32, or not finite.
+        CheckpointError: a parameter is missing, unknown, of another shape, not dense float32, or not finite.
     """
     shapes = parameter_shapes(config)
     found = {name: value for name, value in state.items() if not HOOKED_TRANSFORMER_BUFFERS.fullmatch(name)}
@@ -89,6 +89,8 @@ def parameters_of(state: Mapping[str, Tensor], config: ModelConfig, *, where: st
         value = found[name]
         if tuple(value.shape) != shape:
             raise CheckpointError(f"{where}: {name} is {list(value.shape)}; this model needs {list(shape)}")
+        if value.layout != torch.strided or value.device.type != "cpu":
+            raise CheckpointError(f"{where}: {name} is no ordinary dense tensor; save it as one, on the CPU")
         if value.dtype != torch.float32:
             raise CheckpointError(f"{where}: {name} is {_bare(value.dtype)}; it must be float32")
         if not bool(value.isfinite().all()):

@@ -1,4 +1,4 @@
-"""The pytest side: options, the session's subjects, claims run on them and on their controls, the table and the JSON.
+"""The pytest side: options, fixtures, claims run on their subject and on their controls, the table and the JSON.
 
 Load it with `pytest_plugins = ["nopos.pytest_plugin"]` in a conftest.py. It imports torch when a subject is wanted.
 """
@@ -8,61 +8,24 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from nopos import claims
+from nopos.claims import Claim, Outcome, claim_of
 from nopos.errors import ClaimError, NoposError
 from nopos.ledger import Ledger, Record, claim_record, subject_record
+from nopos.sources import Session, is_worker
 
 if TYPE_CHECKING:
-    from nopos.claims import Claim, Outcome
     from nopos.controls import Control
     from nopos.subject import Subject
 
 _PROPERTY = "nopos claim"
-SLOW_SPRINT_SEEDS = (100, 101)
-"""Seeds of the sprint models that the slow tier trains; no bound was set from them."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A subject that the session can ask for."""
-
-    name: str
-    load: Callable[[], Subject]
-    slow: bool = False
-
-
-@dataclass
-class Session:
-    """What one pytest process knows: its sources, the subjects it has loaded, and the outcomes on controls by claim."""
-
-    config: pytest.Config
-    sources: dict[str, Source] = field(default_factory=dict)
-    subjects: dict[str, Subject] = field(default_factory=dict)
-    controls: dict[str, Subject] = field(default_factory=dict)
-    on_controls: dict[str, dict[str, Outcome]] = field(default_factory=dict)
-
-    def subject(self, name: str) -> Subject:
-        """Load a subject the first time it is wanted, with its progress bar on the terminal."""
-        if name not in self.subjects:
-            with _capture_off(self.config):
-                self.subjects[name] = self.sources[name].load()
-        return self.subjects[name]
-
-    def control(self, control: Control) -> Subject:
-        """Build a control the first time it is wanted."""
-        if control.name not in self.controls:
-            self.controls[control.name] = control.build()
-        return self.controls[control.name]
-
-
 _SESSION = pytest.StashKey[Session]()
 _PLANNED = pytest.StashKey[list[Record]]()
 
@@ -83,7 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--nopos-device", metavar="D", help="where to train: cpu or cuda (default: CUDA where there is one)"
     )
-    group.addoption("--nopos-json", metavar="FILE", type=Path, help="write what was measured as one JSON object")
+    group.addoption("--nopos-json", metavar="FILE", help="write what was measured as one JSON object")
     group.addoption("--nopos-retrain", action="store_true", help="train again what the cache holds")
 
 
@@ -93,27 +56,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "claim: a finding, evaluated on subjects and controls; put there by @claim")
     config.stash[_SESSION] = Session(config)
     config.stash[_PLANNED] = []
-    if not _is_worker(config):
+    if not is_worker(config):
         config.pluginmanager.register(LedgerKeeper(config), "nopos ledger")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Settle which subjects there are; load those that the command line names, so that a mistake ends the run."""
-    config = session.config
     try:
-        known = config.stash[_SESSION]
-        for source in _sources(config):
-            if source.name in known.sources:
-                raise NoposError(f"{source.name}: is named twice; name each model once")
-            known.sources[source.name] = source
-        if config.getoption("nopos_json") and not _is_worker(config):
-            from nopos.storage import require_writable
-
-            require_writable(config.getoption("nopos_json").absolute().parent)
-        if _named(config):
-            for name in known.sources:
-                known.subject(name)
+        session.config.stash[_SESSION].start()
     except NoposError as error:
         raise pytest.UsageError(f"nopos: {error}") from None
 
@@ -129,18 +79,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    if isinstance(item, pytest.Function) and _claim_of(item) is not None:
+    if _claim_of(item) is not None:
         item.add_marker("claim")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Remember which claims are to run, so that those that then do not are told apart from those that hold."""
-    config = session.config
+    config, seen = session.config, set()
+    if config.option.collectonly:
+        return
     for item in session.items:
         if isinstance(item, pytest.Function) and (claim := _claim_of(item)) is not None:
-            subject = item.callspec.params["subject"]
-            record = claim_record(_claim_id(item), claim, outcome=None, controls=())
-            config.stash[_PLANNED].append({"subject": subject, "claim": record})
+            subject, claim_id = _subject_name(item), _claim_id(item)
+            if (subject, claim_id) in seen:
+                raise pytest.UsageError(f"nopos: two claims are called {claim_id}; rename one or its file")
+            seen.add((subject, claim_id))
+            record = claim_record(claim_id, claim, None, ())
+            config.stash[_PLANNED].append({"node": item.nodeid, "subject": subject, "claim": record})
 
 
 @pytest.fixture(scope="session")
@@ -162,9 +117,10 @@ def measure(request: pytest.FixtureRequest) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Hold tests that are no claims to leaving their subject as it was; claims are held to it when evaluated."""
+    known = item.config.stash[_SESSION].subjects.values()
     subject = getattr(item, "funcargs", {}).get("subject")
-    is_claim = isinstance(item, pytest.Function) and _claim_of(item) is not None
-    with nullcontext() if subject is None or is_claim else subject.proven_unchanged():
+    ours = [] if _claim_of(item) is not None else [one for one in known if one is subject]
+    with ours[0].proven_unchanged() if ours else nullcontext():
         return (yield)
 
 
@@ -174,30 +130,32 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     claim = _claim_of(pyfuncitem)
     if claim is None:
         return None
-    from nopos import claims
-
     session = pyfuncitem.config.stash[_SESSION]
-    claim_id = _claim_id(pyfuncitem)
-    subject = cast("Subject", pyfuncitem.funcargs["subject"])
-    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    outcome = claims.evaluate(pyfuncitem.obj, subject, arguments)
-    if claim_id not in session.on_controls:
-        session.on_controls[claim_id] = {
-            control.name: claims.evaluate(pyfuncitem.obj, session.control(control), arguments)
-            for control in claim.controls
-        }
-    controls = session.on_controls[claim_id]
-    solving = {name for name in controls if session.controls[name].solves_the_task()}
-    toothless = claims.toothlessness(claim, outcome, controls, solving=solving)
+    subject = session.subject(_subject_name(pyfuncitem))
+    if pyfuncitem.funcargs["subject"] is not subject:
+        pytest.fail(
+            "the fixture `subject` is overridden; a claim is evaluated on the session's subjects", pytrace=False
+        )
+    outcome = claims.evaluate(pyfuncitem.obj, subject, _arguments(pyfuncitem))
+    on_controls = _on_controls(pyfuncitem, claim)
+    others = [
+        control.name
+        for control in claim.controls
+        if control.another_mechanism and control.name in session.controls and session.control(control).solves_the_task()
+    ]
+    toothless = claims.toothlessness(claim, outcome, on_controls, other_mechanisms=others)
 
-    record = claim_record(claim_id, claim, outcome, controls.values())
+    record = claim_record(_claim_id(pyfuncitem), claim, outcome, on_controls.values())
     record["problems"] = [*claims.unexpected(claim, outcome), *toothless]
     if toothless:
         record["verdict"] = "error"
-    entries = [{"subject": subject_record(subject, "subject"), "claim": record}]
-    for name, on_control in controls.items():
-        entry = subject_record(session.controls[name], "control")
-        entries.append({"subject": entry, "claim": claim_record(claim_id, claim, on_control, ())})
+    entries = [{"subject": subject_record(subject, "subject", subject.checkpoint.describe()), "claim": record}]
+    for control in claim.controls:
+        if control.name in session.controls:
+            entry = subject_record(session.control(control), "control", control.lacks)
+            entries.append(
+                {"subject": entry, "claim": claim_record(record["id"], claim, on_controls[control.name], ())}
+            )
     pyfuncitem.user_properties.append((_PROPERTY, entries))
 
     if outcome.exception is not None and not isinstance(outcome.exception, ClaimError):
@@ -207,8 +165,26 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
+def _on_controls(item: pytest.Function, claim: Claim) -> dict[str, Outcome]:
+    """A claim's outcome on each of its controls: the same whatever the subject, so evaluated once a session."""
+    session = item.config.stash[_SESSION]
+    known = session.on_controls.setdefault(_claim_id(item), {})
+    for control in claim.controls:
+        if control.name not in known:
+            known[control.name] = _on_control(session, control, item)
+    return known
+
+
+def _on_control(session: Session, control: Control, item: pytest.Function) -> Outcome:
+    try:
+        subject = session.control(control)
+    except Exception as error:
+        return Outcome(control.name, (), 0.0, error)
+    return claims.evaluate(item.obj, subject, _arguments(item))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if _is_worker(session.config):
+    if is_worker(session.config):
         session.config.workeroutput[_PROPERTY] = session.config.stash[_PLANNED]  # type: ignore[attr-defined]
 
 
@@ -218,35 +194,37 @@ class LedgerKeeper:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.ledger = Ledger()
+        self.planned: dict[str, Record] = {}
+        self.failures: list[tuple[str, str]] = []
         self.started = time.perf_counter()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call":
-            for name, entries in report.user_properties:
-                if name == _PROPERTY:
-                    for entry in entries:  # type: ignore[attr-defined]
-                        self.ledger.add(entry["subject"], entry["claim"])
+        if report.when != "call" and report.failed:
+            self.failures.append((report.nodeid, f"{report.when} failed: {report.longreprtext.splitlines()[-1]}"))
+        for name, entries in report.user_properties if report.when == "call" else ():
+            if name == _PROPERTY:
+                for entry in entries:  # type: ignore[attr-defined]
+                    self.ledger.add(entry["subject"], entry["claim"])
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        self.ledger.plan(getattr(node, "workeroutput", {}).get(_PROPERTY, []))
+        """Take in what a worker was to run; one that was killed can no longer say."""
+        output = getattr(node, "workeroutput", None)
+        self.ledger.cut_short |= output is None
+        self._plan([] if output is None else output.get(_PROPERTY, []))
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """A run is good only if every planned claim came out as expected: one skipped by a mark did not."""
         planned = self.config.stash[_PLANNED]
-        self.ledger.plan(planned)
-        path: Path | None = self.config.getoption("nopos_json")
-        if path is None or not self.ledger:
-            return
-        from nopos.storage import write_atomically
-
-        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        text = self.ledger.to_json(command=command, seconds=time.perf_counter() - self.started)
-        try:
-            write_atomically(path.absolute(), text.encode())
-        except NoposError as error:
-            session.exitstatus = pytest.ExitCode.USAGE_ERROR
-            print(f"nopos: {error}", file=sys.stderr)
+        self._plan(planned)
+        for node, problem in self.failures:
+            if node in self.planned:
+                self.ledger.fail(self.planned[node]["subject"], self.planned[node]["claim"]["id"], problem)
+        if session.exitstatus == pytest.ExitCode.OK and not self.ledger.as_expected():
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if self.config.getoption("nopos_json") and self.ledger:
+            self._write(session)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self.ledger:
@@ -254,72 +232,38 @@ class LedgerKeeper:
             for line in self.ledger.table():
                 terminalreporter.write_line(line)
 
+    def _plan(self, entries: list[Record]) -> None:
+        self.planned |= {entry["node"]: entry for entry in entries}
+        self.ledger.plan(entries)
 
-def _sources(config: pytest.Config) -> list[Source]:
-    """The subjects of this session: those that the command line names, else the default ones."""
-    option = config.getoption
-    if not _named(config):
-        return [
-            Source("reference", _load_reference),
-            *(_recipe_source(config, "sprint", seed, slow=True) for seed in SLOW_SPRINT_SEEDS),
-        ]
-    if option("nopos_seed") is not None and option("nopos_recipe") is None:
-        raise NoposError("seed is given without a recipe; name the recipe too, or leave the seed out")
-    sources = [Source(name, partial(_load_file, name)) for name in option("nopos_checkpoint")]
-    if option("nopos_recipe") is not None:
-        sources.append(_recipe_source(config, option("nopos_recipe"), option("nopos_seed") or 0))
-    return sources
+    def _write(self, session: pytest.Session) -> None:
+        from nopos.storage import write_atomically
 
-
-def _named(config: pytest.Config) -> bool:
-    option = config.getoption
-    return bool(option("nopos_checkpoint")) or option("nopos_recipe") is not None or option("nopos_seed") is not None
+        program = Path(sys.argv[0]).name.replace("__main__.py", "python -m pytest")
+        text = self.ledger.to_json(
+            command=f"{program} {shlex.join(sys.argv[1:])}".rstrip(), seconds=time.perf_counter() - self.started
+        )
+        try:
+            write_atomically(Path(self.config.getoption("nopos_json")).absolute(), text.encode())
+        except NoposError as error:
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+            print(f"nopos: {error}", file=sys.stderr)
 
 
-def _load_reference() -> Subject:
-    from nopos.controls import reference
-
-    return reference()
+def _claim_of(item: pytest.Item) -> Claim | None:
+    return claim_of(item.function) if isinstance(item, pytest.Function) else None
 
 
-def _load_file(name: str) -> Subject:
-    from nopos import checkpoints
-    from nopos.subject import Subject
-
-    return Subject(name, checkpoints.load(Path(name)))
+def _arguments(item: pytest.Function) -> dict[str, Any]:
+    return {name: item.funcargs[name] for name in item._fixtureinfo.argnames}
 
 
-def _recipe_source(config: pytest.Config, recipe: str, seed: int, *, slow: bool = False) -> Source:
-    retrain = config.getoption("nopos_retrain") and not _is_worker(config)
-    load = partial(_train, recipe, seed, config.getoption("nopos_device"), retrain=retrain)
-    return Source(f"{recipe} seed {seed}", load, slow)
-
-
-def _train(recipe: str, seed: int, device: str | None, *, retrain: bool) -> Subject:
-    from nopos import checkpoints
-    from nopos.config import recipe_named
-    from nopos.subject import Subject
-
-    wanted, where = recipe_named(recipe), checkpoints.device_named(device)
-    if retrain:
-        checkpoints.forget(wanted, seed, where)
-    return Subject(f"{recipe} seed {seed}", checkpoints.load_or_train(wanted, seed, where))
-
-
-def _claim_of(item: pytest.Function) -> Claim | None:
-    return getattr(item.function, "__nopos_claim__", None)
+def _subject_name(item: pytest.Function) -> str:
+    return str(item.callspec.params["subject"])
 
 
 def _claim_id(item: pytest.Function) -> str:
-    """File and function, with parameters other than the subject: the same wherever the claim is run from."""
-    others = [f"{name}={value}" for name, value in item.callspec.params.items() if name != "subject"]
-    return f"{item.path.name}::{item.originalname}" + (f"[{', '.join(others)}]" if others else "")
-
-
-def _is_worker(config: pytest.Config) -> bool:
-    return hasattr(config, "workerinput")
-
-
-def _capture_off(config: pytest.Config) -> AbstractContextManager[None]:
-    manager = config.pluginmanager.getplugin("capturemanager")
-    return nullcontext() if manager is None else manager.global_and_fixture_disabled()
+    """File, class and function, and parameters other than the subject: the same wherever the claim is run from."""
+    place = item.nodeid.split("[", 1)[0].partition("::")[2]
+    others = [f"{name}={value!r}" for name, value in item.callspec.params.items() if name != "subject"]
+    return f"{item.path.name}::{place}" + (f"[{', '.join(others)}]" if others else "")

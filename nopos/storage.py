@@ -11,13 +11,13 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from nopos.errors import CheckpointError, StorageError
@@ -45,22 +45,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that its name never stands for less than all of it, even after a crash.
 
     Raises:
-        StorageError: the folder or the file cannot be written; nothing is left behind.
+        StorageError: the folder or the file cannot be written; what was there stays, and nothing is left behind.
     """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with _partial(path, data) as partial:
+        partial.replace(path)
         _sync_folder(path.parent)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror or error}); give a folder that can") from None
 
 
 def require_writable(folder: Path) -> None:
@@ -71,23 +60,44 @@ def require_writable(folder: Path) -> None:
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
-        raise StorageError(f"{folder}: cannot be written ({error.strerror or error}); give a folder that can") from None
+        raise StorageError(f"{folder}: cannot be written ({error.strerror or error}); give a place that can") from None
 
 
 def write_checkpoint(weights: Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
     """Write weights and then their manifest, to which the length and digest of the weights are added.
+
+    Both are on disk in full before anything that was there is touched, so a full disk costs no older checkpoint.
 
     Raises:
         StorageError: the folder or a file cannot be written.
     """
     data = serialise(tensors)
     record = {**manifest, "weights": {"bytes": len(data), "sha256": sha256(data)}}
-    try:
+    committing = (json.dumps(record, indent=1) + "\n").encode()
+    with _partial(weights, data) as new_weights, _partial(manifest_path(weights), committing) as new_manifest:
         manifest_path(weights).unlink(missing_ok=True)  # an older record must not vouch for newer weights
+        new_weights.replace(weights)
+        _sync_folder(weights.parent)
+        new_manifest.replace(manifest_path(weights))
+        _sync_folder(weights.parent)
+
+
+@contextmanager
+def _partial(path: Path, data: bytes) -> Iterator[Path]:
+    """The data in a file beside the path, safely on disk, to be renamed; it is gone afterwards if it was not."""
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield partial
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
-        raise StorageError(f"{weights}: cannot be written ({error.strerror}); give a folder that can") from None
-    write_atomically(weights, data)
-    write_atomically(manifest_path(weights), (json.dumps(record, indent=1) + "\n").encode())
+        raise StorageError(f"{path}: cannot be written ({error.strerror or error}); give a place that can") from None
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, str]:
@@ -99,12 +109,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | Non
     Raises:
         CheckpointError: missing, not a file, damaged, incomplete, or not a plain table of tensors.
     """
-    if path.is_dir():
-        raise CheckpointError(f"{path}: is a folder; a checkpoint is a .safetensors, .pt or .pth file")
     if path.suffix not in (".safetensors", *_TORCH_SUFFIXES):
-        raise CheckpointError(
-            f"{path}: ends in {path.suffix or 'nothing'}; a checkpoint ends in .safetensors, .pt or .pth"
-        )
+        ending = "is a folder" if _is_folder(path) else f"ends in {path.suffix or 'nothing'}"
+        raise CheckpointError(f"{path}: {ending}; a checkpoint is a .safetensors, .pt or .pth file")
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -113,23 +120,34 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | Non
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
     if path.suffix in _TORCH_SUFFIXES:
         return _torch_tensors(path, data), None, sha256(data)
-    manifest = _read_manifest(path)
+    manifest = _read_manifest(path) if _is_ours(data) else None
     if manifest is not None:
         _verify(path, data, manifest)
-    tensors, ours = _safetensors(path, data)
-    if ours and manifest is None:
-        raise CheckpointError(f"{path}: has no manifest {manifest_path(path).name}; its writing was never finished")
-    return tensors, manifest, sha256(data)
+    return _safetensors(path, data), manifest, sha256(data)
 
 
-def _safetensors(path: Path, data: bytes) -> tuple[dict[str, Tensor], bool]:
+def _is_folder(path: Path) -> bool:
     try:
-        tensors = safetensors.torch.load(data)
-        with safe_open(path, framework="pt") as file:
-            ours = (file.metadata() or {}).get("format") == _OURS["format"]
+        return path.is_dir()
+    except OSError:  # a name that no file system takes
+        return False
+
+
+def _is_ours(data: bytes) -> bool:
+    """Whether the header of a safetensors file, as far as it can be read, says that nopos wrote it."""
+    length = int.from_bytes(data[:8], "little")
+    try:
+        header = json.loads(data[8 : 8 + length])
+        return bool(header["__metadata__"]["format"] == _OURS["format"])
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _safetensors(path: Path, data: bytes) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(data)
     except Exception as error:  # safetensors raises types of its own, KeyError and OSError
         raise CheckpointError(f"{path}: is not a whole safetensors file ({_first_line(error)})") from None
-    return tensors, ours
 
 
 def _torch_tensors(path: Path, data: bytes) -> dict[str, Tensor]:
@@ -146,12 +164,12 @@ def _torch_tensors(path: Path, data: bytes) -> dict[str, Tensor]:
     return dict(loaded)
 
 
-def _read_manifest(weights: Path) -> dict[str, Any] | None:
+def _read_manifest(weights: Path) -> dict[str, Any]:
     path = manifest_path(weights)
     try:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
-        return None
+        raise CheckpointError(f"{weights}: has no manifest {path.name}; its writing was never finished") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: is not a manifest ({_first_line(error)})") from None
     if not isinstance(manifest, dict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
@@ -38,13 +39,14 @@ class Subject:
     def __init__(self, name: str, checkpoint: Checkpoint, *, fold: Fold = fold_layer_norm) -> None:
         """`fold` makes the folded twin's parameters; a control passes one that is wrong."""
         self.name = name
-        self.checkpoint = checkpoint
         self.config = checkpoint.config
         self._fold = fold
+        self._kept = deepcopy(checkpoint)
         self._build()
 
     def _build(self) -> None:
         self._results: dict[tuple[Any, ...], Any] = {}
+        self.checkpoint = deepcopy(self._kept)
         self.model = NoPosTransformer(self.config, self.checkpoint.parameters)
         self.folded = NoPosTransformer(folded_config(self.config), self._fold(self.config, self.checkpoint.parameters))
         """The folded twin in float64: the same outputs from a LayerNorm without weight and bias."""
@@ -54,11 +56,19 @@ class Subject:
     def run(
         self, analysis: Callable[Concatenate[NoPosTransformer, Tensor, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        """The result of an analysis of this model on its held-out tokens, computed once for each set of options."""
-        key = (analysis, args, tuple(sorted(kwargs.items(), key=lambda option: option[0])))
-        if key not in self._results:
+        """The result of an analysis of this model on its held-out tokens, computed once for each set of options.
+
+        Raises:
+            ClaimError: an option is not hashable.
+        """
+        key = (self._weights(), analysis, args, tuple(sorted(kwargs.items(), key=lambda option: option[0])))
+        try:
+            known = key in self._results
+        except TypeError as error:
+            raise ClaimError(f"options of {analysis.__name__} cannot be remembered ({error}); give tuples") from None
+        if not known:
             self._results[key] = analysis(self.model, self.tokens, *args, **kwargs)
-        return self._results[key]
+        return deepcopy(self._results[key])  # so that nobody edits what the next one is given
 
     @property
     def loss(self) -> float:
@@ -94,14 +104,28 @@ class Subject:
             )
 
     def _state(self) -> dict[str, object]:
-        hooks = [name for name, point in self.model.hook_dict.items() if point.has_hooks(dir="both")]
-        tensors = {"tokens": self.tokens, "mean_tokens": self.mean_tokens}
+        models = (self.model, self.folded)
+        tokens = {"tokens": self.tokens, "mean_tokens": self.mean_tokens}
         return {
-            "weights": storage.sha256(storage.serialise(self.model.state_dict())),
-            "folded twin": storage.sha256(storage.serialise(self.folded.state_dict())),
-            "tokens": storage.sha256(storage.serialise(tensors)),
-            "hooks": hooks,
+            "weights": self._weights(),
+            "folded twin": _digest(_tensors(self.folded)),
+            "checkpoint": _digest(self.checkpoint.parameters),
+            "tokens": _digest(tokens),
+            "hooks": [
+                point.name for model in models for point in model.hook_dict.values() if point.has_hooks(dir="both")
+            ],
         }
+
+    def _weights(self) -> str:
+        return _digest(_tensors(self.model))
+
+
+def _tensors(model: NoPosTransformer) -> dict[str, Tensor]:
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    return storage.sha256(storage.serialise(tensors))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 from einops import reduce
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nopos.analysis.replacement import loss_with
@@ -32,7 +32,7 @@ def global_mean(activation: Float[Tensor, "batch pos ..."]) -> Float[Tensor, "1 
 
 
 def mean_by_distance(
-    activation: Float[Tensor, "batch head query_pos key_pos"], permitted: Tensor
+    activation: Float[Tensor, "batch head query_pos key_pos"], permitted: Bool[Tensor, "query_pos key_pos"]
 ) -> Float[Tensor, "1 head query_pos key_pos"]:
     """Each permitted entry replaced by the mean over all permitted entries at its distance; the others stay."""
     position = torch.arange(activation.shape[-1], device=activation.device)
@@ -44,7 +44,9 @@ def mean_by_distance(
     return torch.where(permitted, (sums / counts.clamp_min(1))[:, distance], entries)[None]
 
 
-def mean_of(name: str, activation: Tensor, kind: Kind, permitted: Tensor) -> Tensor:
+def mean_of(
+    name: str, activation: Float[Tensor, "batch ..."], kind: Kind, permitted: Bool[Tensor, "query_pos key_pos"]
+) -> Float[Tensor, "1 ..."]:
     """The mean of one hook point's activation, of the kind asked for, with the axes left to broadcast."""
     if kind == "per_position_mean":
         return per_position_mean(activation)

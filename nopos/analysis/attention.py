@@ -6,7 +6,7 @@ An offset is how many slots back a key lies from its query: 0 is the query's own
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nopos.analysis.replacement import loss_with
@@ -56,6 +56,6 @@ def strongest_offset_share(
     return (query - strongest_key == offset).float().mean().item()
 
 
-def _at_offset(keys: int, offset: int, device: torch.device) -> Tensor:
+def _at_offset(keys: int, offset: int, device: torch.device) -> Bool[Tensor, "query_pos key_pos"]:
     position = torch.arange(keys, device=device)
-    return position[:, None] - position[None, :] == offset  # [query_pos key_pos]
+    return position[:, None] - position[None, :] == offset

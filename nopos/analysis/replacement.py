@@ -12,8 +12,8 @@ from transformer_lens.hook_points import HookPoint
 from nopos.data import mean_loss
 from nopos.model import NoPosTransformer
 
-Edit = Callable[[Tensor], Tensor]
-"""From an activation to what replaces it; the shape must be the same or broadcast over the batch."""
+Edit = Callable[[Float[Tensor, "batch ..."]], Float[Tensor, "..."]]
+"""From an activation to what replaces it; the shape must be the same or broadcast to it."""
 
 
 @torch.no_grad()

@@ -1,4 +1,7 @@
-"""Layer 1 and the previous token: what it uses, and where most of its attention goes instead."""
+"""Layer 1 and the previous token: what it uses, and where most of its attention goes instead.
+
+The bounds are provisional: they leave room around sprint seeds 0 to 9 and notebook seeds 0 and 1.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from nopos.controls import LEARNED_POSITIONS, RELAY, TWO_BACK, UNTRAINED
 
 @claim(rung="causal", source="notebook, step 6", refuted_by=[LEARNED_POSITIONS, RELAY, TWO_BACK])
 def test_layer_1_needs_its_attention_to_the_previous_token(subject, measure):
-    """Cutting layer 1's attention to the previous token destroys the prediction; cutting any other earlier does not."""
+    """Cutting layer 1's attention to the previous token destroys the prediction; cutting 2, 3 or 4 back does not."""
 
     def added(offset):
         return subject.run(loss_with_cut, layer=1, offset=offset) - subject.loss
@@ -19,11 +22,15 @@ def test_layer_1_needs_its_attention_to_the_previous_token(subject, measure):
     assert measure("largest change by cutting 2, 3 or 4 back", further, "nats") < 0.1
 
 
-@claim(rung="causal", source="notebook, step 6", refuted_by=[RELAY])
+@claim(rung="causal", source="notebook, step 6", refuted_by=[RELAY, TWO_BACK])
 def test_layer_1_needs_nothing_but_its_attention_to_the_previous_token(subject, measure):
-    """With all of layer 1's attention on the previous token the prediction stays as good as it was."""
-    kept = subject.run(loss_keeping_only, layer=1, offset=1) - subject.loss
-    assert measure("nats added by keeping only 1 back", kept, "nats") < 0.05
+    """With all of layer 1's attention on the previous token the loss hardly moves; on its own token it is destroyed."""
+
+    def change(offset):
+        return abs(subject.run(loss_keeping_only, layer=1, offset=offset) - subject.loss)
+
+    assert measure("change by keeping only 1 back", change(1), "nats") < 0.05
+    assert measure("change by keeping only the own slot", change(0), "nats") > 5.0
 
 
 @claim(rung="correlational", source="notebook, step 6", refuted_by=[LEARNED_POSITIONS, TWO_BACK, UNTRAINED])

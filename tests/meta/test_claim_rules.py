@@ -2,59 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-PREAMBLE = """
-import pytest
-import torch
-from nopos import claim
-from nopos.controls import *
-
-"""
-
-GOOD = """
-@claim(rung="behavioural", source="here", refuted_by=[UNTRAINED])
-def test_the_loss_is_low(subject, measure):
-    '''The loss is low.'''
-    assert measure("loss", subject.loss, "nats") < 0.1
-"""
-
-
-@pytest.fixture
-def run(pytester):
-    """Run claims written as text on the reference model, in a session of their own; gives result and ledger."""
-
-    def run_claims(body, *options):
-        pytester.makepyfile(PREAMBLE + body)
-        result = pytester.runpytest_inprocess(
-            "-p",
-            "nopos.pytest_plugin",
-            "-p",
-            "no:cacheprovider",
-            "-m",
-            "not slow",
-            "--nopos-json=ledger.json",
-            *options,
-        )
-        ledger = pytester.path / "ledger.json"
-        return result, json.loads(ledger.read_text()) if ledger.exists() else None
-
-    return run_claims
-
-
-def rejected(run, body, message):
-    """The claim fails or cannot be collected, and the run says why in these words."""
-    result, _ = run(body)
-    assert result.ret in (pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED)
-    text = " ".join(result.stdout.str().split())
-    assert message in text, text[-2000:]
+from fixtures.claim_sessions import GOOD, rejected
 
 
 def test_a_good_claim_passes_and_is_recorded_with_its_margin(run):
     result, ledger = run(GOOD)
-    result.assert_outcomes(passed=1, deselected=2)
+    result.assert_outcomes(passed=1)
     subject, control = ledger["subjects"]
     assert (subject["name"], subject["role"], control["name"], control["role"]) == (
         "reference",
@@ -186,11 +141,11 @@ def test_layer_1_needs_1_back(subject, measure):
     '''It does.'''
     assert measure("added", subject.run(loss_with_cut, layer=1, offset=1) - subject.loss, "nats") > 4
 """)
-    result.assert_outcomes(passed=1, deselected=2)
+    result.assert_outcomes(passed=1)
 
 
 REFUTED = """
-@claim(rung="correlational", source="here", expect="refuted", holds_on=[UNTRAINED])
+@claim(rung="behavioural", source="here", expect="refuted", holds_on=[UNTRAINED])
 def test_the_loss_is_high(subject, measure):
     '''The loss is high.'''
     assert measure("loss", subject.loss, "nats") > 5.0
@@ -199,7 +154,7 @@ def test_the_loss_is_high(subject, measure):
 
 def test_a_refuted_sentence_passes_where_it_is_refuted_and_true_elsewhere(run):
     result, ledger = run(REFUTED)
-    result.assert_outcomes(passed=1, deselected=2)
+    result.assert_outcomes(passed=1)
     assert ledger["subjects"][0]["claims"][0]["verdict"] == "refuted"
 
 
@@ -216,7 +171,7 @@ def test_a_changed_subject_is_mended_for_the_next_test(run):
         "is_low", "is_spoilt"
     )
     result, _ = run(spoiler + GOOD)
-    result.assert_outcomes(passed=1, failed=1, deselected=4)
+    result.assert_outcomes(passed=1, failed=1)
 
 
 def test_an_ordinary_test_may_not_change_its_subject_either(run):
@@ -227,7 +182,7 @@ def test_an_ordinary_test_may_not_change_its_subject_either(run):
 
 def test_measure_is_for_claims_alone(run):
     result, _ = run("def test_plain(subject, measure):\n    assert subject\n")
-    result.assert_outcomes(errors=1, deselected=2)
+    result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*measure is for claims*"])
 
 
@@ -258,12 +213,14 @@ def test_loading_never_mends_a_leaking_W_pos(run, tmp_path):
     from nopos import checkpoints
     from nopos.controls import LEAKING_POSITIONS, TRAINED
 
-    leaking = replace(LEAKING_POSITIONS.build().checkpoint, recipe="notebook", train=TRAINED["reference"].train, seed=0)
+    leaking = replace(
+        LEAKING_POSITIONS.build().checkpoint, recipe="notebook", train=TRAINED["reference"].train, seed=0, made_with={}
+    )
     path = tmp_path / "leaking.safetensors"
     checkpoints.save(leaking, path)
     result, _ = run(
         """
-@claim(rung="correlational", source="here", refuted_by=[LEAKING_POSITIONS])
+@claim(rung="behavioural", source="here", refuted_by=[LEAKING_POSITIONS])
 def test_W_pos_is_zero(subject, measure):
     '''It is.'''
     assert measure("W_pos", subject.model.pos_embed.W_pos.abs().max().item()) == 0
@@ -271,4 +228,4 @@ def test_W_pos_is_zero(subject, measure):
         f"--nopos-checkpoint={path}",
     )
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*refuted: W_pos: got 0.00*, expected == 0"])
+    result.stdout.fnmatch_lines(["*refuted: W_pos: got 0.00*, expected == 0.0"])

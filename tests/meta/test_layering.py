@@ -20,8 +20,10 @@ LAYERS = (
     {"model"},
     {"analysis", "theory", "checkpoints"},
     {"subject"},
-    {"claims", "controls"},
-    {"ledger"},
+    {"controls"},
+    {"measure"},
+    {"claims"},
+    {"ledger", "sources"},
     {"pytest_plugin"},
     {"cli", "__init__"},
 )

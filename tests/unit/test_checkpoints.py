@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from nopos import checkpoints, storage
-from nopos.checkpoints import cache_folder, device_named, forget, load, load_or_train, save, train
-from nopos.config import ModelConfig
+from nopos.checkpoints import Checkpoint, cache_folder, device_named, forget, load, load_or_train, save, train
+from nopos.config import SPRINT, ModelConfig
 from nopos.errors import CheckpointError, ConfigError, DamagedCacheEntry, StorageError, TrainingError
 from nopos.model import NoPosTransformer
 from nopos.parameters import initial_parameters
@@ -29,6 +29,7 @@ def test_a_trained_checkpoint_is_loaded_as_it_was_saved(tmp_path, tiny_recipe):
     save(trained, tmp_path / "model.safetensors")
     loaded = load(tmp_path / "model.safetensors")
     assert same(trained, loaded)
+    assert loaded.path == tmp_path / "model.safetensors"
     for field in ("config", "train", "recipe", "seed", "losses", "sha256", "made_with"):
         assert getattr(loaded, field) == getattr(trained, field), field
     assert loaded.describe() == "recipe tiny, seed 5"
@@ -82,6 +83,8 @@ def test_a_hooked_transformer_state_dict_is_loaded(tmp_path, suffix):
         ({"embed.W_E": torch.zeros(300, 32)}, "embed.W_E is [300, 32]; this model needs [300, 64]"),
         ({"blocks.0.mlp.W_in": torch.full((64, 256), torch.nan)}, "blocks.0.mlp.W_in holds values that are not finite"),
         ({"blocks.2.mlp.b_in": torch.zeros(256)}, "holds blocks.2.mlp.b_in, which this model does not have"),
+        ({"embed.W_E": torch.zeros(300, 64).to_sparse()}, "embed.W_E is no ordinary dense tensor"),
+        ({"embed.W_E": torch.zeros(300, 64, device="meta")}, "embed.W_E is no ordinary dense tensor"),
     ],
 )
 def test_a_checkpoint_of_another_shape_or_not_finite_is_one_line(tmp_path, change, message):
@@ -98,7 +101,14 @@ def test_a_checkpoint_of_another_shape_or_not_finite_is_one_line(tmp_path, chang
         lambda manifest: manifest.pop("model"),
         lambda manifest: manifest["model"].update(n_layers=0),
         lambda manifest: manifest["model"].update(flavour="strange"),
+        lambda manifest: manifest["model"].update(normalization="LNPre"),
         lambda manifest: manifest.update(train=3),
+        lambda manifest: manifest.update(seed="abc"),
+        lambda manifest: manifest.update(seed=-1),
+        lambda manifest: manifest.update(recipe=5),
+        lambda manifest: manifest.update(losses=None),
+        lambda manifest: manifest.update(losses=["low"]),
+        lambda manifest: manifest.update(made_with=None),
     ],
 )
 def test_a_manifest_that_describes_no_model_is_one_line(tmp_path, tiny_recipe, edit):
@@ -141,6 +151,8 @@ def test_what_decides_the_weights_decides_the_entry(own_cache, tiny_recipe, monk
     monkeypatch.setattr(checkpoints, "_sources_hash", lambda: "other sources")
     load_or_train(tiny_recipe, 0, CPU)
     assert len(list(own_cache.glob("*.json"))) == 5
+    cuda = torch.device("cuda")
+    assert checkpoints._entry_name(tiny_recipe, 0, cuda) != checkpoints._entry_name(tiny_recipe, 0, CPU)
 
 
 def test_every_source_that_training_runs_is_in_the_key():
@@ -163,7 +175,7 @@ def damaged_entry(own_cache, tiny_recipe):
 
 def test_a_damaged_entry_is_set_aside_and_trained_again_with_one_warning(own_cache, tiny_recipe):
     weights = damaged_entry(own_cache, tiny_recipe)
-    with pytest.warns(DamagedCacheEntry, match="set aside, and trained again") as caught:
+    with pytest.warns(DamagedCacheEntry, match="it was set aside, and the model trained again") as caught:
         again = load_or_train(tiny_recipe, 0, CPU)
     assert len(caught) == 1
     assert str(weights) in str(caught[0].message)
@@ -178,6 +190,50 @@ def test_a_damaged_entry_is_set_aside_and_trained_again_with_one_warning(own_cac
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_or_train(tiny_recipe, 0, CPU)
+
+
+def test_a_warning_that_is_an_error_comes_after_the_model_is_mended(own_cache, tiny_recipe):
+    damaged_entry(own_cache, tiny_recipe)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DamagedCacheEntry):
+            load_or_train(tiny_recipe, 0, CPU)
+        load_or_train(tiny_recipe, 0, CPU)
+
+
+def test_this_projects_own_settings_let_a_run_go_on_after_a_damaged_entry(own_cache, tiny_recipe):
+    damaged_entry(own_cache, tiny_recipe)
+    with warnings.catch_warnings(record=True) as caught:  # records what the settings do not turn into an error
+        load_or_train(tiny_recipe, 0, CPU)
+    assert [warning.category for warning in caught] == [DamagedCacheEntry]
+
+
+def test_an_entry_that_is_being_written_again_is_left_alone(own_cache, tiny_recipe, monkeypatch):
+    """Where the lock does nothing: the manifest is gone for a moment after we have listed it."""
+    load_or_train(tiny_recipe, 0, CPU)
+    real = checkpoints.load
+
+    def vanish_first(weights):
+        storage.manifest_path(weights).unlink()
+        return real(weights)
+
+    monkeypatch.setattr(checkpoints, "load", vanish_first)
+    name = checkpoints._entry_name(tiny_recipe, 0, CPU)
+    assert checkpoints._cached(own_cache, name) == (None, [])
+    assert len(list(own_cache.glob("*.safetensors"))) == 1
+
+
+def test_a_folder_where_the_lock_should_be_is_one_line(own_cache, tiny_recipe):
+    (own_cache / f"{checkpoints._entry_name(tiny_recipe, 0, CPU)}.lock").mkdir(parents=True)
+    with pytest.raises(StorageError, match="cannot be locked"):
+        load_or_train(tiny_recipe, 0, CPU)
+
+
+def test_a_description_says_in_what_the_training_differs_from_the_recipe(tiny_recipe):
+    sprint = replace(SPRINT, train=replace(SPRINT.train, target_offset=2))
+    config = ModelConfig(positions="learned")
+    one = Checkpoint(config=config, parameters={}, sha256="", recipe="sprint", train=sprint.train, seed=4)
+    assert one.describe() == "recipe sprint, but positions learned, but target_offset 2, seed 4"
 
 
 def test_weights_without_their_manifest_are_not_an_entry(own_cache, tiny_recipe):
@@ -213,6 +269,7 @@ print(len(trained), found.sha256)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locking", ["with a lock", "without a lock"])
 def test_processes_that_race_for_a_model_all_get_it(own_cache, locking):
     racers = [
@@ -223,7 +280,7 @@ def test_processes_that_race_for_a_model_all_get_it(own_cache, locking):
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-        for _ in range(3)
+        for _ in range(2)
     ]
     outputs = []
     for racer in racers:
@@ -234,7 +291,7 @@ def test_processes_that_race_for_a_model_all_get_it(own_cache, locking):
         assert racer.returncode == 0
     assert len({digest for _, digest in outputs}) == 1
     times_trained = sum(int(count) for count, _ in outputs)
-    assert times_trained == 1 if locking == "with a lock" else 1 <= times_trained <= 3
+    assert times_trained == 1 if locking == "with a lock" else 1 <= times_trained <= 2
     assert len(list(own_cache.glob("*.json"))) == 1
 
 

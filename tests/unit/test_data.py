@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -58,6 +60,13 @@ def test_slot_0_is_bos_unless_it_is_left_out(bos):
     assert set(tokens[:, 1:].flatten().tolist()) == {1, 2}
 
 
+@pytest.mark.parametrize("train", [NOTEBOOK.train, SPRINT.train], ids=["notebook", "own"])
+def test_training_without_bos_has_none(train):
+    tokens = next(training_batches(ModelConfig(), replace(train, incl_bos_token=False), 0))
+    assert (tokens > 0).all()
+    assert (next(training_batches(ModelConfig(), train, 0))[:, 0] == 0).all()
+
+
 def test_a_seed_decides_its_own_stream_and_not_the_notebooks():
     def first(train, seed):
         return next(training_batches(ModelConfig(), train, seed))
@@ -82,9 +91,9 @@ def test_each_purpose_has_its_own_draws():
     assert draws["weights"] != draws["tokens"]
 
 
-@pytest.mark.parametrize("seed", [-1, 1.0, True, "0"])
+@pytest.mark.parametrize("seed", [-1, 1.0, True, "0", 2**63])
 def test_a_seed_that_is_none_is_an_error(seed):
-    with pytest.raises(ConfigError, match="seed is"):
+    with pytest.raises(ConfigError, match="seed is "):
         generator("weights", seed)
 
 

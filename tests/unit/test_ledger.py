@@ -61,7 +61,8 @@ def test_a_subject_that_never_loaded_is_listed_with_what_it_was_to_show():
     ledger.plan([{"subject": "m", "claim": recorded(verdict="not run")}])
     (subject,) = ledger.subjects()
     assert (subject["name"], subject["sha256"], subject["claims"][0]["verdict"]) == ("m", None, "not run")
-    assert "0 of 1 claims came out as expected" in ledger.table()[-1]
+    assert "  0 of 1 claims came out as expected, all but:" in ledger.table()
+    assert not ledger.as_expected()
 
 
 def test_the_json_has_the_documented_shape():
@@ -110,3 +111,30 @@ def test_the_table_names_claim_value_bound_and_controls():
     assert "0.25 nats  < 1" in text
     assert "x share" in text
     assert max(len(line) for line in text.splitlines()) <= 100
+
+
+def test_a_false_comparison_is_told_once_and_other_problems_too():
+    ledger = Ledger()
+    ledger.add(
+        known("m"), recorded(problems=["refuted: share: got 2, expected < 1", "does not hold on c"], verdict="refuted")
+    )
+    text = "\n".join(ledger.table())
+    assert "got 2, expected < 1" not in text
+    assert "! does not hold on c" in text
+    assert text.endswith("all but:\n    W_pos is zero")
+
+
+def test_a_bound_is_rounded_for_the_eye_and_whole_in_the_json():
+    exact = {"name": "loss", "value": 0.1, "unit": "", "bound": "< 2.8186411856262508", "margin": 2.7, "holds": True}
+    ledger = Ledger()
+    ledger.add(known("m"), recorded(measurements=[exact]))
+    assert any(line.endswith("0.1  < 2.8186") for line in ledger.table())
+    assert "2.8186411856262508" in ledger.to_json(command="", seconds=0)
+
+
+def test_a_claim_whose_fixtures_failed_is_an_error_with_its_reason():
+    ledger = Ledger()
+    ledger.plan([{"subject": "m", "claim": recorded(verdict="not run")}])
+    ledger.fail("m", "test_a.py::test_W_pos_is_zero", "setup failed: no such thing")
+    (claim,) = ledger.subjects()[0]["claims"]
+    assert (claim["verdict"], claim["problems"]) == ("error", ["setup failed: no such thing"])

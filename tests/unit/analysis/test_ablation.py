@@ -43,6 +43,17 @@ def test_the_mean_by_distance_by_hand(micro):
     torch.testing.assert_close(renormalised, expected / expected.sum(-1, keepdim=True))
 
 
+def test_the_global_mean_of_scores_and_patterns_is_taken_by_distance_head_by_head(micro):
+    permitted = permitted_keys(micro, 6)
+    scores = random(4, 2, 6, 6).masked_fill(~permitted, -torch.inf)
+    mean = mean_of("blocks.1.attn.hook_attn_scores", scores, "global_mean", permitted)
+    torch.testing.assert_close(mean, mean_by_distance(scores, permitted))
+    assert not torch.equal(mean[:, 0], mean[:, 1])
+    pattern = mean_of("blocks.1.attn.hook_pattern", scores.softmax(-1), "global_mean", permitted)
+    torch.testing.assert_close(pattern.sum(-1), torch.ones(1, 2, 6))
+    assert (pattern[..., ~permitted] == 0).all()
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_mean_by_distance_depends_on_distance_alone_and_leaves_masked_entries(micro, causal):
     from dataclasses import replace

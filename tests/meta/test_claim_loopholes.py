@@ -1,0 +1,192 @@
+"""Ways in which a claim could cheat, or a ledger lie, each seen to be closed."""
+
+from __future__ import annotations
+
+import pytest
+import torch._dynamo  # noqa: F401 - optimisers import it late, pytester forgets that, and it cannot load twice
+
+from fixtures.claim_sessions import GOOD, PREAMBLE, rejected
+from nopos import checkpoints, config
+
+CAUSAL = GOOD.replace("behavioural", "causal")
+
+CHEATS = [
+    pytest.param(GOOD + '    assert measure("again", 1.0) is not None\n', "is not of the form", id="compared with is"),
+    pytest.param(GOOD + '    assert measure("again", 1.0) in (1.0,)\n', "is not of the form", id="compared with in"),
+    pytest.param(
+        GOOD + '    with pytest.raises(Exception):\n        assert measure("again", float("nan")) < 1\n',
+        "again is nan; it must be finite",
+        id="an error that the body swallows",
+    ),
+    pytest.param(
+        GOOD + "    def inner(measure):\n        assert measure(1) < 2\n    inner(lambda value: value)\n",
+        "has an inner function with a measure of its own",
+        id="a measure of its own",
+    ),
+    pytest.param(
+        GOOD + '    if subject.name == "untrained":\n        assert measure("again", 1.0) < 0.5\n',
+        "compares other names or bounds on untrained than on reference",
+        id="a comparison on the control alone",
+    ),
+    pytest.param(
+        GOOD + '    assert measure("again", 1.0) < (2.0 if subject.name == "reference" else 0.5)\n',
+        "compares other names or bounds on untrained than on reference",
+        id="another bound on the control",
+    ),
+    pytest.param(
+        GOOD.replace("[UNTRAINED]", '["untrained"]'),
+        "names 'untrained' as a control; give a Control",
+        id="no control at all",
+    ),
+    pytest.param(
+        CAUSAL.replace("[UNTRAINED]", "[UNTRAINED, LEARNED_POSITIONS]"),
+        "cannot tell the mechanism from being good at the task",
+        id="another mechanism is named but does not refute",
+    ),
+    pytest.param(
+        CAUSAL.replace("[UNTRAINED]", "[LEAKING_POSITIONS]")
+        .replace("subject.loss", "subject.model.pos_embed.W_pos.abs().max().item()")
+        .replace("< 0.1", "== 0.0"),
+        "cannot tell the mechanism from being good at the task",
+        id="the reference model itself, damaged, as another mechanism",
+    ),
+    pytest.param(
+        GOOD.replace("behavioural", "correlational"),
+        "cannot tell the mechanism from being good at the task",
+        id="a correlation that only a bad model refutes",
+    ),
+    pytest.param(
+        CAUSAL.replace("refuted_by", 'expect="refuted", holds_on').replace("< 0.1", "> 5.0"),
+        "cannot tell the mechanism from being good at the task",
+        id="a refuted mechanism that is true of a bad model alone",
+    ),
+    pytest.param(
+        GOOD.replace("assert", "subject.model.blocks[0].attn.permitted[3, 3] = False\n    assert"),
+        "a test changed its weights",
+        id="mask changed",
+    ),
+    pytest.param(
+        GOOD.replace("assert", 'subject.folded.add_hook("hook_embed", lambda value, hook: None)\n    assert'),
+        "a test changed its hooks",
+        id="hook left on the twin",
+    ),
+    pytest.param(
+        GOOD.replace("assert", 'subject.checkpoint.parameters["unembed.b_U"].add_(1)\n    assert'),
+        "a test changed its checkpoint",
+        id="checkpoint changed",
+    ),
+    pytest.param(
+        GOOD.replace("subject.loss", "subject.run(lambda model, tokens, names: 0.0, names=[])"),
+        "cannot be remembered (unhashable type: 'list'); give tuples",
+        id="an option that cannot be remembered",
+    ),
+    pytest.param(
+        GOOD.replace("[UNTRAINED]", "[UNTRAINED, Control('broken', 'everything', lambda: 1 / 0)]"),
+        "control broken: ZeroDivisionError: division by zero; an error is never a refutation",
+        id="a control that cannot be built",
+    ),
+    pytest.param(
+        "@pytest.fixture\ndef subject():\n    return UNTRAINED.build()\n" + GOOD,
+        "overridden",
+        id="another subject than the one under test",
+    ),
+]
+
+
+@pytest.mark.parametrize(("body", "message"), CHEATS)
+def test_a_cheat_is_caught(run, body, message):
+    rejected(run, body, message)
+
+
+@pytest.mark.parametrize("mark", ["@pytest.mark.skip", "@pytest.mark.xfail(strict=False)"])
+def test_a_claim_that_a_mark_takes_out_does_not_count_as_expected(run, mark):
+    result, ledger = run(mark + GOOD.replace("< 0.1", "< 1e-6"))
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert ledger["subjects"][0]["claims"][0]["verdict"] in ("not run", "refuted")
+
+
+def test_a_fixture_that_fails_makes_the_claim_an_error_with_its_reason(run):
+    broken = "\n@pytest.fixture\ndef broken():\n    raise ValueError('no such thing')\n"
+    result, ledger = run(broken + GOOD.replace("measure)", "measure, broken)"))
+    result.assert_outcomes(errors=1)
+    (recorded,) = ledger["subjects"][0]["claims"]
+    assert recorded["verdict"] == "error"
+    assert "setup failed" in recorded["problems"][0]
+
+
+def test_a_result_measured_on_changed_weights_is_not_remembered(run):
+    """Change the weights, have the loss measured, change them back: the next claim must not be given that loss."""
+    change = "subject.model.unembed.W_U.data.mul_({})\n    "
+    poison = change.format(2) + "subject.loss\n    " + change.format(0.5)
+    _, ledger = run(GOOD.replace("is_low", "is_poisoned").replace("assert", poison + "assert") + GOOD)
+    first, second = (recorded["measurements"][0]["value"] for recorded in ledger["subjects"][0]["claims"])
+    _, alone = run(GOOD)
+    assert first == second == alone["subjects"][0]["claims"][0]["measurements"][0]["value"]
+
+
+PARAMETRISED = """
+@pytest.mark.parametrize("bound", [0.1, 1e-6, "0.1"])
+@claim(rung="behavioural", source="here", refuted_by=[UNTRAINED])
+def test_the_loss_is_low(subject, measure, bound):
+    '''It is.'''
+    assert measure("loss", subject.loss) < float(bound)
+
+class TestOther:
+    @claim(rung="behavioural", source="here", refuted_by=[UNTRAINED])
+    def test_the_loss_is_low(self, subject, measure):
+        '''It is.'''
+        assert measure("loss", 0.0) < 0.1
+"""
+
+
+def test_claims_with_parameters_and_in_classes_keep_their_own_controls_and_records(run):
+    result, ledger = run(PARAMETRISED)
+    result.assert_outcomes(passed=2, failed=2)
+    verdicts = {recorded["id"].partition("::")[2]: recorded["verdict"] for recorded in ledger["subjects"][0]["claims"]}
+    assert verdicts == {
+        "test_the_loss_is_low[bound=0.1]": "holds",
+        "test_the_loss_is_low[bound=1e-06]": "refuted",
+        "test_the_loss_is_low[bound='0.1']": "holds",
+        "TestOther::test_the_loss_is_low": "error",
+    }
+
+
+def test_two_claims_of_one_name_are_refused(run, pytester):
+    for folder in ("a", "b"):
+        (pytester.path / folder).mkdir()
+        (pytester.path / folder / "test_same.py").write_text(PREAMBLE + GOOD)
+    result, _ = run("", "--import-mode=importlib")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*nopos: two claims are called test_same.py::test_the_loss_is_low*"])
+
+
+def test_collecting_alone_writes_and_prints_no_ledger(run):
+    result, ledger = run(GOOD, "--collect-only")
+    assert ledger is None
+    assert "what was measured" not in result.stdout.str()
+
+
+@pytest.mark.slow
+def test_stopping_early_under_xdist_loses_no_claim(run):
+    body = GOOD.replace("< 0.1", "< 1e-6") + GOOD.replace("is_low", "is_low_again")
+    _, ledger = run(body, "-n1", "-x")
+    assert [recorded["verdict"] for recorded in ledger["subjects"][0]["claims"]] == ["refuted", "not run"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_goes_down_leaves_no_ledger_that_looks_whole(run):
+    body = GOOD + GOOD.replace("is_low", "is_last").replace("assert", "__import__('os')._exit(3)\n    assert")
+    result, _ = run(body, "-n1", "--max-worker-restart=0")
+    assert result.ret != pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(["*The run was cut short: claims that were not reached are not listed.*"])
+
+
+@pytest.mark.parametrize(("options", "trainings"), [((), 1), (("--nopos-retrain",), 2)], ids=["cached", "retrained"])
+def test_a_model_is_trained_again_only_when_asked(run, own_cache, monkeypatch, tiny_recipe, options, trainings):
+    trained = []
+    real = checkpoints.train
+    monkeypatch.setitem(config.RECIPES, "tiny", tiny_recipe)
+    monkeypatch.setattr(checkpoints, "train", lambda *arguments: trained.append(1) or real(*arguments))
+    run(GOOD, "--nopos-recipe=tiny")
+    run(GOOD, "--nopos-recipe=tiny", *options)
+    assert len(trained) == trainings
