@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch._dynamo  # noqa: F401 - optimisers import it late, pytester forgets that, and it cannot load twice
 
-from fixtures.claim_sessions import GOOD, PREAMBLE, rejected
+from fixtures.claim_sessions import GOOD, PREAMBLE, check_rejected
 from nopos import checkpoints, config
 
 CAUSAL = GOOD.replace("behavioural", "causal")
@@ -95,7 +95,7 @@ CHEATS = [
 
 @pytest.mark.parametrize(("body", "message"), CHEATS)
 def test_a_cheat_is_caught(run, body, message):
-    rejected(run, body, message)
+    check_rejected(run, body, message)
 
 
 @pytest.mark.parametrize("mark", ["@pytest.mark.skip", "@pytest.mark.xfail(strict=False)"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fixtures.claim_sessions import GOOD, rejected
+from fixtures.claim_sessions import GOOD, check_rejected
 
 
 def test_a_good_claim_passes_and_is_recorded_with_its_margin(run):
@@ -29,7 +29,7 @@ def test_a_good_claim_passes_and_is_recorded_with_its_margin(run):
 
 
 def test_a_false_claim_fails_with_subject_value_and_bound(run):
-    rejected(run, GOOD.replace("< 0.1", "< 1e-6"), "reference: refuted: loss: got 0.00")
+    check_rejected(run, GOOD.replace("< 0.1", "< 1e-6"), "reference: refuted: loss: got 0.00")
 
 
 def test_every_comparison_is_recorded_when_an_early_one_is_false(run):
@@ -128,7 +128,7 @@ BROKEN = [
 
 @pytest.mark.parametrize(("body", "message"), BROKEN)
 def test_a_claim_that_breaks_a_rule_is_caught(run, body, message):
-    rejected(run, body, message)
+    check_rejected(run, body, message)
 
 
 def test_the_same_mechanism_claim_passes_with_a_control_that_solves_the_task(run):
@@ -159,11 +159,11 @@ def test_a_refuted_sentence_passes_where_it_is_refuted_and_true_elsewhere(run):
 
 
 def test_a_refuted_sentence_that_holds_fails(run):
-    rejected(run, REFUTED.replace("> 5.0", "> 0.0"), "holds, though measurement was expected to refute it")
+    check_rejected(run, REFUTED.replace("> 5.0", "> 0.0"), "holds, though measurement was expected to refute it")
 
 
 def test_a_refuted_sentence_that_is_true_nowhere_fails(run):
-    rejected(run, REFUTED.replace("> 5.0", "> 50.0"), "does not hold on untrained, where it must")
+    check_rejected(run, REFUTED.replace("> 5.0", "> 50.0"), "does not hold on untrained, where it must")
 
 
 def test_a_changed_subject_is_mended_for_the_next_test(run):
@@ -175,7 +175,7 @@ def test_a_changed_subject_is_mended_for_the_next_test(run):
 
 
 def test_an_ordinary_test_may_not_change_its_subject_either(run):
-    rejected(
+    check_rejected(
         run, "def test_spoiler(subject):\n    subject.model.unembed.W_U.data.mul_(0)\n", "a test changed its weights"
     )
 
