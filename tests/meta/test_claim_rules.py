@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fixtures.claim_sessions import GOOD, check_rejected
+from nopos import checkpoints
+from nopos.controls import LEAKING_POSITIONS, TRAINED
 
 
 def test_a_good_claim_passes_and_is_recorded_with_its_margin(run):
@@ -208,11 +212,6 @@ def test_the_ledger_is_the_same_under_xdist(run):
 
 
 def test_loading_never_mends_a_leaking_W_pos(run, tmp_path):
-    from dataclasses import replace
-
-    from nopos import checkpoints
-    from nopos.controls import LEAKING_POSITIONS, TRAINED
-
     leaking = replace(
         LEAKING_POSITIONS.build().checkpoint, recipe="notebook", train=TRAINED["reference"].train, seed=0, made_with={}
     )

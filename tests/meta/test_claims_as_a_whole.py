@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 
 import pytest
@@ -14,8 +15,6 @@ from nopos.shipped import CLAIMS
 
 def shipped_claims():
     """Every marked test of tests/claims, imported as pytest imports it."""
-    import importlib.util
-
     tests = []
     for path in sorted(CLAIMS.glob("test_*.py")):
         specification = importlib.util.spec_from_file_location(path.stem, path)

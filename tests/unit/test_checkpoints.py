@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from nopos import checkpoints, storage
 from nopos.checkpoints import Checkpoint, cache_folder, device_named, forget, load, load_or_train, save, train
@@ -65,8 +66,6 @@ def hooked_transformer_state():
 def test_a_hooked_transformer_state_dict_is_loaded(tmp_path, suffix):
     path = tmp_path / f"hooked{suffix}"
     if suffix == ".safetensors":
-        from safetensors.torch import save_file
-
         save_file(hooked_transformer_state(), path)
     else:
         torch.save(hooked_transformer_state(), path)

@@ -19,6 +19,7 @@ from nopos.controls import (
     reference,
 )
 from nopos.data import held_out_tokens, mean_loss
+from nopos.model import NoPosTransformer
 from nopos.parameters import initial_parameters
 from nopos.shipped import checkpoint_path
 
@@ -94,8 +95,6 @@ def test_a_control_trained_again_by_sprint_comes_out_alike(name):
     tokens = held_out_tokens(committed.config, 256)
     losses = []
     for one in (committed, again):
-        from nopos.model import NoPosTransformer
-
         logits = NoPosTransformer(one.config, one.parameters)(tokens)
         losses.append(mean_loss(logits, tokens, target_offset=one.train.target_offset).item())
     assert again.losses[:20] == pytest.approx(committed.losses[:20], rel=1e-3)

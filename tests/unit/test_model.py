@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from nopos.analysis.ablation import ablated_losses
 from nopos.config import LAYER_NORM_EPS, ModelConfig
 from nopos.data import held_out_tokens
 from nopos.errors import ConfigError
@@ -138,8 +139,6 @@ def test_a_sequence_longer_than_the_context_is_one_clear_line(micro):
 )
 def test_ablations_that_mathematics_makes_equal_are_equal(micro, noisy, first, second):
     """What lies between the two hook points is affine, and an affine map takes means to means."""
-    from nopos.analysis.ablation import ablated_losses
-
     config = micro
     parameters = noisy(config, 0) | {"pos_embed.W_pos": torch.zeros(config.n_ctx, config.d_model)}
     model = NoPosTransformer(config, {name: value.double() for name, value in parameters.items()})

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -56,8 +58,6 @@ def test_the_global_mean_of_scores_and_patterns_is_taken_by_distance_head_by_hea
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_mean_by_distance_depends_on_distance_alone_and_leaves_masked_entries(micro, causal):
-    from dataclasses import replace
-
     permitted = permitted_keys(replace(micro, causal=causal), 6)
     scores = random(4, 2, 6, 6).masked_fill(~permitted, -torch.inf)
     mean = mean_by_distance(scores, permitted)
