@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nopos.checkpoints import load, load_or_train
+    from nopos.cache import load_or_train
+    from nopos.checkpoints import load
     from nopos.claims import claim
     from nopos.config import RECIPES, ModelConfig, Recipe, TrainConfig
     from nopos.controls import CONTROLS, Control
@@ -29,7 +30,7 @@ _HOME = {
     "TrainConfig": "config",
     "claim": "claims",
     "load": "checkpoints",
-    "load_or_train": "checkpoints",
+    "load_or_train": "cache",
 }
 
 __all__ = [

@@ -1,35 +1,31 @@
-"""Trained models: load one from a file, train one, or find it in the cache where an earlier run left it."""
+"""Trained models: load one from a file, save one, train one."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
-import sys
 import time
-import warnings
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
-from filelock import FileLock, Timeout
 from jaxtyping import Float
 from torch import Tensor
 
 from nopos import storage
-from nopos.config import RECIPES, ModelConfig, Recipe, TrainConfig, changes, content_hash, overrides, require_seed
-from nopos.data import training_batches
-from nopos.errors import CheckpointError, ConfigError, DamagedCacheEntry, StorageError
-from nopos.model import NoPosTransformer
+from nopos.config import RECIPES, ModelConfig, Recipe, TrainConfig, changes, require_seed
+from nopos.errors import CheckpointError, ConfigError, StorageError, TrainingError
 from nopos.parameters import parameters_of
-from nopos.training import reference
+from nopos.training import trainer
 
 _PACKAGE = Path(__file__).parent
-_TRAINING_SOURCES = ("config.py", "data.py", "parameters.py", "model.py", "training/reference.py")
+_TRAINING_SOURCES = (
+    "config.py", "data.py", "parameters.py",
+    "training/ensemble.py", "training/linear.py", "training/optimizer.py", "training/trainer.py",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,72 +114,66 @@ def save(checkpoint: Checkpoint, weights: Path) -> None:
 
 
 def train(recipe: Recipe, seed: int, device: torch.device) -> Checkpoint:
-    """Train a model from scratch. The same recipe, seed, torch and kind of device give the same model.
+    """Train a model from scratch. On a CPU the same recipe, seed, torch and threads give the same model.
 
     Raises:
         ConfigError: the seed is not one.
-        TrainingError: the loss stopped being finite.
+        TrainingError: the loss stopped being finite, or memory ran out.
+    """
+    (trained,) = train_together(recipe, [seed], device)
+    if isinstance(trained, TrainingError):
+        raise trained
+    return trained
+
+
+def train_together(recipe: Recipe, seeds: Sequence[int], device: torch.device) -> list[Checkpoint | TrainingError]:
+    """Train a model of each seed from scratch, all at once; in place of one whose loss stopped being finite, an error.
+
+    Raises:
+        ConfigError: a seed is not one.
+        TrainingError: memory ran out.
     """
     start = time.perf_counter()
-    model = NoPosTransformer.initialised(recipe.model, seed).to(device)
-    batches = training_batches(recipe.model, recipe.train, seed)
-    losses = reference.train(model, recipe.train, batches, label=f"training {recipe.name}, seed {seed}")
-    parameters = parameters_of(model.parameter_tensors(), recipe.model, where=f"{recipe.name}, seed {seed}")
+    label = f"training {recipe.name}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+    members = trainer.train(recipe.model, recipe.train, seeds, device, label=label)
+    seconds = time.perf_counter() - start
+    return [_trained(recipe, member, device, seconds=seconds, together=len(seeds)) for member in members]
+
+
+def _trained(
+    recipe: Recipe, member: trainer.Member, device: torch.device, *, seconds: float, together: int
+) -> Checkpoint | TrainingError:
+    name = f"training {recipe.name}, seed {member.seed}"
+    if member.failure is not None:
+        return TrainingError(f"{name}: {member.failure}; nothing was saved")
+    parameters = parameters_of(member.parameters, recipe.model, where=name)
+    return made_here(recipe, member.seed, parameters, member.losses, device, seconds=seconds, together=together)
+
+
+def made_here(
+    recipe: Recipe,
+    seed: int,
+    parameters: Mapping[str, Float[Tensor, ...]],
+    losses: Sequence[float],
+    device: torch.device,
+    *,
+    seconds: float,
+    together: int = 1,
+) -> Checkpoint:
+    """A checkpoint of weights that this process trained, with what they were made with."""
     made_with = {
         "nopos": version("nopos"),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": device.type,
-        "sources": _sources_hash(),
-        "seconds": round(time.perf_counter() - start, 1),
+        "sources": sources_hash(),
+        "seconds": round(seconds, 1),
+        "together": together,
     }
     return Checkpoint(
-        config=recipe.model, parameters=parameters, sha256=storage.sha256(storage.serialise(parameters)),
+        config=recipe.model, parameters=dict(parameters), sha256=storage.sha256(storage.serialise(parameters)),
         recipe=recipe.name, train=recipe.train, seed=seed, losses=tuple(losses), made_with=made_with,
     )  # fmt: skip
-
-
-def load_or_train(recipe: Recipe, seed: int, device: torch.device) -> Checkpoint:
-    """The model from the cache, or trained and put there.
-
-    Processes that want the same model wait for the one that trains it. Where the lock does nothing they each train,
-    which is slow but right: the name of an entry holds the digest of its weights, so no two writers share a file.
-
-    Raises:
-        ConfigError: the seed is not one.
-        StorageError: the cache folder cannot be written.
-        TrainingError: the loss stopped being finite.
-    """
-    folder, entry = cache_folder(), _entry_name(recipe, seed, device)
-    found, damage = _cached(folder, entry)
-    if found is not None:
-        return found
-    storage.require_writable(folder)
-    with _Lock(folder / f"{entry}.lock"):
-        found, more_damage = _cached(folder, entry)
-        if found is None:
-            trained = train(recipe, seed, device)
-            weights = folder / f"{entry}-{trained.sha256[:12]}.safetensors"
-            found, _ = _cached(folder, entry)  # where the lock does nothing another may have been quicker
-            if found is None:
-                save(trained, weights)
-                found = load(weights)
-    for problem in damage + more_damage:  # once all is well again: a warning may be turned into an error
-        warnings.warn(DamagedCacheEntry(f"{problem}; it was set aside, and the model trained again"), stacklevel=2)
-    return found
-
-
-def forget(recipe: Recipe, seed: int, device: torch.device) -> None:
-    """Remove a model from the cache, so that the next `load_or_train` trains."""
-    for manifest in cache_folder().glob(f"{_entry_name(recipe, seed, device)}-*.json"):
-        manifest.unlink(missing_ok=True)  # the commit record first
-        manifest.with_suffix(".safetensors").unlink(missing_ok=True)
-
-
-def cache_folder() -> Path:
-    """`NOPOS_CACHE_DIR`, or the user's cache folder for nopos."""
-    named = os.environ.get("NOPOS_CACHE_DIR")
-    return Path(named) if named else Path(platformdirs.user_cache_dir("nopos"))
 
 
 def device_named(name: str | None) -> torch.device:
@@ -201,56 +191,7 @@ def device_named(name: str | None) -> torch.device:
     return torch.device(name)
 
 
-def _entry_name(recipe: Recipe, seed: int, device: torch.device) -> str:
-    """Holds all that decides the weights, the sources that training runs too: a broken trainer cannot hide here."""
-    key = {
-        "model": overrides(recipe.model),
-        "train": overrides(recipe.train),
-        "torch": torch.__version__,
-        "device": device.type,
-        "sources": _sources_hash(),
-    }
-    require_seed(seed)
-    return f"{recipe.name}-{seed}-{content_hash(key)}"
-
-
-def _sources_hash() -> str:
+def sources_hash() -> str:
+    """16 hex digits that stand for the text of every module that training runs."""
     texts = (f"{name}\n".encode() + (_PACKAGE / name).read_bytes() for name in _TRAINING_SOURCES)
     return hashlib.sha256(b"\n".join(texts)).hexdigest()[:16]
-
-
-def _cached(folder: Path, entry: str) -> tuple[Checkpoint | None, list[str]]:
-    """The entry, if a whole one is there; and what was wrong with those that had to be set aside."""
-    damage: list[str] = []
-    for manifest in sorted(folder.glob(f"{entry}-*.json")):
-        weights = manifest.with_suffix(".safetensors")
-        try:
-            return load(weights), damage
-        except CheckpointError as error:
-            if not manifest.exists():
-                continue  # somebody is writing it again, or set it aside before us
-            damage.append(str(error))
-            for path in (manifest, weights):
-                with suppress(FileNotFoundError):
-                    path.rename(path.with_name(f"{path.name}.damaged"))
-    return None, damage
-
-
-class _Lock:
-    """A file lock that says so when it has to wait."""
-
-    def __init__(self, path: Path) -> None:
-        self._lock = FileLock(path)
-
-    def __enter__(self) -> None:
-        try:
-            self._lock.acquire(timeout=2)
-        except Timeout:
-            if sys.stderr.isatty():
-                print(f"nopos: waiting for the process that holds {self._lock.lock_file}", file=sys.stderr)
-            self._lock.acquire()
-        except OSError as error:
-            raise StorageError(f"{self._lock.lock_file}: cannot be locked ({error.strerror or error})") from None
-
-    def __exit__(self, *exception: object) -> None:
-        self._lock.release()

@@ -1,4 +1,4 @@
-"""The command line: `nopos verify` and `nopos train`. Thin; what is slow to import is imported when it is needed."""
+"""The command line: `nopos verify`, `train`, `bench`. Thin; what is slow to import is imported when it is needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from nopos.errors import CheckpointError, ConfigError, NoposError
+from nopos.errors import CheckpointError, ConfigError, NoposError, TrainingError
 
 if TYPE_CHECKING:
     import pytest
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nopos.pytest_plugin import LedgerKeeper
 
 OK, UNEXPECTED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+MOST_SEEDS = 1_000_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,9 +65,15 @@ def _parser() -> argparse.ArgumentParser:
     seeds = train.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=int, metavar="N", help="one seed (default: 0)")
     seeds.add_argument("--seeds", metavar="A-B", help="a range of seeds, both ends included")
+    train.add_argument("--precision", metavar="P", help="of matrix products: full, or bfloat16, faster and less exact")
     train.add_argument("--device", metavar="D", help="cpu or cuda (default: CUDA where there is one)")
     train.add_argument("--out", type=Path, metavar="DIR", help="where the models go (default: the cache)")
     train.set_defaults(run=_train)
+
+    bench = commands.add_parser("bench", help="how fast training is: every engine side by side; takes some minutes")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write what was measured as one JSON object")
+    bench.add_argument("--device", metavar="D", help="cpu or cuda (default: CUDA where there is one)")
+    bench.set_defaults(run=_bench)
     return parser
 
 
@@ -107,12 +114,12 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _prepare(options: argparse.Namespace) -> None:
     """Load or train the named models before pytest starts, so that bars, mistakes and Ctrl-C are not its affair."""
-    from nopos import checkpoints
+    from nopos import cache, checkpoints
     from nopos.config import ModelConfig, changes, recipe_named
 
     if options.recipe is not None:
         device = checkpoints.device_named(options.device)
-        checkpoints.load_or_train(recipe_named(options.recipe), options.seed or 0, device)
+        cache.load_or_train(recipe_named(options.recipe), options.seed or 0, device)
     for path in map(Path, options.checkpoint):
         sizes = changes(checkpoints.load(path).config, ModelConfig())
         for name in sizes.keys() - {"causal", "positions"}:
@@ -148,30 +155,56 @@ class _Watcher:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from nopos import checkpoints, storage
+    from dataclasses import replace
+
+    from nopos import cache, checkpoints, storage
     from nopos.config import recipe_named
-    from nopos.data import held_out_tokens
-    from nopos.model import NoPosTransformer
-    from nopos.subject import HELD_OUT_SEQUENCES, held_out_loss
+    from nopos.data import HELD_OUT_SEQUENCES, held_out_tokens
+    from nopos.training import ensemble
 
     recipe = recipe_named(options.recipe)
+    if options.precision is not None:
+        train = replace(recipe.train, precision=options.precision)
+        name = recipe.name if train == recipe.train else f"{recipe.name}-{options.precision}"
+        recipe = replace(recipe, name=name, train=train)
     device = checkpoints.device_named(options.device)
-    tokens = held_out_tokens(recipe.model, HELD_OUT_SEQUENCES)
+    tokens = held_out_tokens(recipe.model, HELD_OUT_SEQUENCES)[None]
     seeds = _seeds(options)
     if options.out is not None:
         storage.require_writable(options.out)
-    for seed in seeds:
-        trained = checkpoints.load_or_train(recipe, seed, device)
+    code = OK
+    for seed, trained in zip(seeds, cache.load_or_train_each(recipe, seeds, device), strict=True):
+        if isinstance(trained, TrainingError):
+            print(f"nopos: {trained}", file=sys.stderr, flush=True)
+            code = UNEXPECTED
+            continue
         where = trained.path
         if options.out is not None:
             where = options.out / f"{recipe.name}-seed-{seed}.safetensors"
             checkpoints.save(trained, where)
-        loss = held_out_loss(NoPosTransformer(trained.config, trained.parameters), tokens)
+        loss = ensemble.losses(recipe.model, ensemble.stack([trained.parameters]), tokens).item()
         print(f"{recipe.name} seed {seed}: held-out loss {loss:.6f} nats, {where}", flush=True)
+    return code
+
+
+def _bench(options: argparse.Namespace) -> int:
+    import json
+
+    from nopos import bench, bench_table, checkpoints, storage
+
+    device = checkpoints.device_named(options.device)
+    if options.json is not None:
+        storage.require_place(options.json, what="benchmark", holding={"schema", "engines"})
+    result = bench.measure(device)
+    print("\n".join(bench_table.table(result)))
+    if options.json is not None:
+        storage.write_atomically(options.json, (json.dumps(result, indent=1) + "\n").encode())
     return OK
 
 
 def _seeds(options: argparse.Namespace) -> Sequence[int]:
+    from nopos.config import require_seed
+
     if options.seeds is None:
         return [options.seed or 0]
     try:
@@ -180,6 +213,9 @@ def _seeds(options: argparse.Namespace) -> Sequence[int]:
         first, last = 1, 0
     if first > last:
         raise ConfigError(f"seeds is {options.seeds[:40]!r}; it must be a range such as 0-9, from low to high")
+    require_seed(last)
+    if last - first >= MOST_SEEDS:
+        raise ConfigError(f"seeds is {options.seeds!r}; it must be a range of at most {MOST_SEEDS} seeds")
     return range(first, last + 1)
 
 

@@ -6,12 +6,15 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from nopos.errors import ConfigError
 
 BOS = 0
 LAYER_NORM_EPS = 1e-5
+
+Precision = Literal["full", "bfloat16"]
+"""Of the factors of matrix products in training: as they are, or rounded to bfloat16's 8 bits of mantissa."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,13 @@ class TrainConfig:
     target_offset: int = 1
     """How many slots back the token to predict lies; 1 is the previous token."""
     incl_bos_token: bool = True
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` moves the matrices inside the blocks by orthogonalised momentum, and the rest by AdamW."""
+    muon_lr: float = 0.02
+    """Peak rate of Muon's matrices."""
+    momentum: float = 0.95
+    """Muon's."""
+    precision: Precision = "full"
 
     def __post_init__(self) -> None:
         require_int("steps", self.steps, at_least=1)
@@ -68,12 +78,16 @@ class TrainConfig:
         require_one_of("schedule", self.schedule, ("constant", "cosine"))
         require_one_of("stream", self.stream, ("notebook", "own"))
         object.__setattr__(self, "betas", tuple(self.betas))  # JSON has no tuples
-        for name in ("peak_lr", "max_grad_norm"):
+        require_one_of("optimizer", self.optimizer, ("adamw", "muon"))
+        require_one_of("precision", self.precision, get_args(Precision))
+        for name in ("peak_lr", "muon_lr", "max_grad_norm"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name} is {value}; it must be finite and above 0")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ConfigError(f"weight_decay is {self.weight_decay}; it must be finite and not below 0")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum is {self.momentum}; it must be from 0 up to, not including, 1")
         if [0 <= beta < 1 for beta in self.betas] != [True, True]:
             raise ConfigError(f"betas is {self.betas}; it must be two numbers from 0 up to, not including, 1")
         if self.schedule == "cosine" and self.steps <= self.warmup_steps:
@@ -147,7 +161,17 @@ def require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
 NOTEBOOK = Recipe(name="notebook")
 SPRINT = Recipe(
     name="sprint",
-    train=TrainConfig(steps=800, batch_size=32, peak_lr=7e-3, schedule="cosine", stream="own"),
+    train=TrainConfig(
+        steps=200,
+        batch_size=32,
+        peak_lr=4e-2,
+        warmup_steps=10,
+        schedule="cosine",
+        stream="own",
+        optimizer="muon",
+        muon_lr=4e-2,
+        momentum=0.9,
+    ),
 )
 RECIPES = {recipe.name: recipe for recipe in (NOTEBOOK, SPRINT)}
 

@@ -26,9 +26,9 @@ LEAK = 1e-3
 REFERENCE = "reference"
 TRAINED: dict[str, Recipe] = {
     REFERENCE: NOTEBOOK,
-    "two_back": replace(SPRINT, train=replace(SPRINT.train, target_offset=2)),
+    "two_back": replace(SPRINT, train=replace(SPRINT.train, target_offset=2, steps=800)),
     "learned_positions": replace(SPRINT, model=replace(SPRINT.model, positions="learned")),
-    "half_trained": replace(SPRINT, train=replace(SPRINT.train, steps=250)),
+    "half_trained": replace(SPRINT, train=replace(SPRINT.train, steps=110)),
 }
 """The recipe of each committed checkpoint; its seed is 0."""
 
@@ -84,7 +84,7 @@ def _fold_dropping_a_bias(config: ModelConfig, parameters: Mapping[str, Tensor])
 
 UNTRAINED = Control("untrained", "never saw a token; weights as drawn", _untrained)
 HALF_TRAINED = Control(
-    "half trained", "stopped after 250 short steps; knows the task roughly", _trained("half_trained")
+    "half trained", "trained for 110 steps instead of 200; knows the task roughly", _trained("half_trained")
 )
 TWO_BACK = Control("two back", "trained to predict the token two back", _trained("two_back"))
 LEARNED_POSITIONS = Control(

@@ -12,6 +12,8 @@ from torch import Tensor
 from nopos.config import BOS, ModelConfig, TrainConfig, require_seed
 
 NOTEBOOK_STREAM_SEED = 123
+HELD_OUT_SEQUENCES = 256
+"""So many sequences everything is measured on."""
 
 
 def generator(purpose: str, seed: int) -> torch.Generator:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nopos.errors import ConfigError, StorageError
+from nopos.errors import ConfigError
 
 if TYPE_CHECKING:
     from nopos.claims import Outcome
@@ -85,23 +84,9 @@ def _check_options(config: pytest.Config) -> None:
     if option("nopos_seed") is not None and option("nopos_recipe") is None:
         raise ConfigError("seed is given without a recipe; name the recipe too, or leave the seed out")
     if option("nopos_json") is not None and not is_worker(config):
-        _check_ledger_path(Path(option("nopos_json")))
+        from nopos.storage import require_place
 
-
-def _check_ledger_path(path: Path) -> None:
-    """No work before it is sure that the ledger can be written, and over nothing but another ledger."""
-    from nopos.storage import require_writable
-
-    if path.is_dir() or not path.name:
-        raise StorageError(f"{path}: is a folder; give the name of a file for the ledger")
-    require_writable(path.absolute().parent)
-    if path.exists():
-        try:
-            is_ledger = {"schema", "subjects"} <= json.loads(path.read_bytes()).keys()
-        except (OSError, ValueError, AttributeError):
-            is_ledger = False
-        if not is_ledger:
-            raise StorageError(f"{path}: exists and is not a ledger; give another name, or remove it first")
+        require_place(Path(option("nopos_json")), what="ledger", holding={"schema", "subjects"})
 
 
 def _sources(config: pytest.Config) -> list[Source]:
@@ -137,17 +122,17 @@ def _load_file(name: str) -> Subject:
 
 def _recipe_source(config: pytest.Config, recipe: str, seed: int, *, slow: bool = False) -> Source:
     """A model from the cache or trained; with `--nopos-retrain` the first process takes it out of the cache."""
-    from nopos import checkpoints
+    from nopos import cache, checkpoints
     from nopos.config import recipe_named
 
     wanted, device = recipe_named(recipe), checkpoints.device_named(config.getoption("nopos_device"))
     if config.getoption("nopos_retrain") and not is_worker(config):
-        checkpoints.forget(wanted, seed, device)
+        cache.forget(wanted, seed, device)
 
     def load() -> Subject:
         from nopos.subject import Subject
 
-        return Subject(f"{recipe} seed {seed}", checkpoints.load_or_train(wanted, seed, device))
+        return Subject(f"{recipe} seed {seed}", cache.load_or_train(wanted, seed, device))
 
     return Source(f"{recipe} seed {seed}", load, slow)
 

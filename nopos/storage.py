@@ -63,6 +63,26 @@ def require_writable(folder: Path) -> None:
         raise StorageError(f"{folder}: cannot be written ({error.strerror or error}); give a place that can") from None
 
 
+def require_place(path: Path, *, what: str, holding: set[str]) -> None:
+    """Raise StorageError unless a JSON file can be written there, over nothing but another of its kind.
+
+    Args:
+        path: the file to be written later: ask before the long work.
+        what: the kind, for the message.
+        holding: keys by which a file of that kind is known.
+    """
+    if path.is_dir() or not path.name:
+        raise StorageError(f"{path}: is a folder; give the name of a file for the {what}")
+    require_writable(path.absolute().parent)
+    if path.exists():
+        try:
+            of_its_kind = holding <= json.loads(path.read_bytes()).keys()
+        except (OSError, ValueError, AttributeError):
+            of_its_kind = False
+        if not of_its_kind:
+            raise StorageError(f"{path}: exists and is not a {what}; give another name, or remove it first")
+
+
 def write_checkpoint(weights: Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
     """Write weights and then their manifest, to which the length and digest of the weights are added.
 
@@ -85,7 +105,7 @@ def write_checkpoint(weights: Path, tensors: Mapping[str, Tensor], manifest: Map
 @contextmanager
 def _partial(path: Path, data: bytes) -> Iterator[Path]:
     """The data in a file beside the path, safely on disk, to be renamed; it is gone afterwards if it was not."""
-    partial = path.with_name(f".{uuid.uuid4().hex}.partial")
+    partial = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -15,11 +15,10 @@ from nopos import storage
 from nopos.analysis.folding import fold_layer_norm, folded_config
 from nopos.checkpoints import Checkpoint
 from nopos.config import ModelConfig
-from nopos.data import held_out_tokens, mean_loss
+from nopos.data import HELD_OUT_SEQUENCES, held_out_tokens, mean_loss
 from nopos.errors import ClaimError
 from nopos.model import NoPosTransformer
 
-HELD_OUT_SEQUENCES = 256
 SOLVED = 0.1
 """Nats of held-out loss under which a model solves the task; guessing costs 5.6."""
 

@@ -1,6 +1,7 @@
 """What is read off the folded model is true of the model.
 
-The bounds are provisional: they leave room around sprint seeds 0 to 9 and notebook seeds 0 and 1.
+The bounds are provisional: they leave room around sprint seeds 0 to 9 and three
+models of the notebook recipe.
 """
 
 from __future__ import annotations

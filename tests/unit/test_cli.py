@@ -12,7 +12,7 @@ from hashlib import sha256
 import pytest
 import torch
 
-from nopos import checkpoints, claims, cli, config, shipped
+from nopos import checkpoints, claims, config, shipped
 from nopos.config import ModelConfig, Recipe
 from nopos.controls import UNTRAINED
 from nopos.parameters import initial_parameters
@@ -40,20 +40,6 @@ def one_claim(tmp_path, monkeypatch):
     return file
 
 
-@pytest.fixture
-def nopos(capfd):
-    """Run a command in this process; gives exit code, standard output and standard error."""
-
-    def run(*arguments):
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as ending:
-            code = ending.code
-        return code, *capfd.readouterr()
-
-    return run
-
-
 def complaint(output):
     """The one line, whichever stream it is on, that says what is wrong."""
     _, out, err = output
@@ -79,7 +65,7 @@ def test_verify_ends_with_1_on_a_model_for_which_a_claim_is_false(one_claim, nop
     code, out, _ = nopos("verify", "--checkpoint", checkpoint_path("two_back"))
     assert code == 1
     assert "REFUTED !" in out
-    assert "recipe sprint, but target_offset 2, seed 0" in out
+    assert "recipe sprint, but steps 800, but target_offset 2, seed 0" in out
     assert "0 of 1 claims came out as expected, all but:\n    the loss is low" in out
 
 
@@ -129,6 +115,12 @@ def in_the_way(tmp_path):
         (["train", "--recipe", "sprint", "--seeds", "5-2"], "seeds is '5-2'; it must be a range such as 0-9"),
         (["train", "--recipe", "sprint", "--seeds", "a-b"], "seeds is 'a-b'"),
         (["train", "--recipe", "sprint", "--seeds", "3"], "seeds is '3'"),
+        (["train", "--recipe", "sprint", "--seeds", f"0-{2**70}"], "seed is too large; it must be below 2^63"),
+        (["train", "--recipe", "sprint", "--seeds", f"0-{2**60}"], "it must be a range of at most 1000000 seeds"),
+        (
+            ["train", "--recipe", "sprint", "--precision", "half"],
+            "precision is 'half'; it must be one of full",
+        ),
         (["train", "--recipe", "sprint", "--seeds", f"0-{'9' * 5000}"], "seeds is '0-99999"),
         (["train", "--recipe", "sprint", "--seed", "9" * 300], "seed is too large; it must be below 2^63"),
         (["verify", "--recipe", "sprint", "--seed", "9" * 300], "seed is too large; it must be below 2^63"),
@@ -202,7 +194,7 @@ def test_a_checkpoint_of_another_shape_is_one_line(nopos, tmp_path, micro):
 @pytest.fixture
 def no_work(monkeypatch):
     """Let training and the evaluation of claims fail the test."""
-    monkeypatch.setattr(checkpoints, "train", None)
+    monkeypatch.setattr(checkpoints, "train_together", None)
     monkeypatch.setattr(claims, "evaluate", None)
 
 
@@ -243,12 +235,12 @@ def test_train_writes_models_that_verify_takes_and_prints_their_loss(
 @pytest.mark.parametrize("command", ["verify", "train"])
 def test_ctrl_c_during_training_ends_with_130_and_leaves_nothing(own_cache, command):
     code = (
-        "import sys, nopos.training.reference as r, nopos.cli as cli\n"
-        "real = r.mean_loss\n"
+        "import sys, nopos.training.ensemble as e, nopos.cli as cli\n"
+        "real = e.gradients\n"
         "def tell(*a, **k):\n"
         "    print('training', file=sys.__stderr__, flush=True)\n"
         "    return real(*a, **k)\n"
-        "r.mean_loss = tell\n"
+        "e.gradients = tell\n"
         f"sys.exit(cli.main([{command!r}, '--recipe', 'notebook', '--device', 'cpu']))"
     )
     environment = {**os.environ, "NOPOS_CACHE_DIR": str(own_cache)}

@@ -25,10 +25,10 @@ def test_the_notebook_warms_up_from_zero_over_100_steps_and_stays():
 def test_the_sprint_falls_from_its_peak_to_zero_along_half_a_cosine():
     factor = SPRINT.train.learning_rate_factor
     assert factor(0) == 0.0
-    assert factor(100) == 1.0
-    assert factor(450) == pytest.approx(0.5)
-    assert factor(800) == pytest.approx(0.0)
-    falling = [factor(step) for step in range(100, 801)]
+    assert factor(10) == 1.0
+    assert factor(105) == pytest.approx(0.5)
+    assert factor(200) == pytest.approx(0.0)
+    falling = [factor(step) for step in range(10, 201)]
     assert falling == sorted(falling, reverse=True)
 
 
