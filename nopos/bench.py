@@ -80,7 +80,7 @@ def engines(device: torch.device) -> list[Engine]:
         Engine("notebook's loop, our model", NOTEBOOK, "reference"),
         Engine("fast trainer, notebook", NOTEBOOK, "fast"),
         Engine("fast trainer, notebook, bfloat16", rough, "fast"),
-        *(Engine(f"fast trainer, sprint, {members} at once", SPRINT, "fast", members) for members in populations),
+        *(Engine(f"fast trainer, {members} of sprint", SPRINT, "fast", members) for members in populations),
     ]
 
 

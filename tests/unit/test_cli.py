@@ -15,6 +15,7 @@ import torch
 from nopos import checkpoints, claims, config, shipped
 from nopos.config import ModelConfig, Recipe
 from nopos.controls import UNTRAINED
+from nopos.errors import TrainingError
 from nopos.parameters import initial_parameters
 from nopos.shipped import checkpoint_path
 
@@ -232,10 +233,39 @@ def test_train_writes_models_that_verify_takes_and_prints_their_loss(
     ]
 
 
+def test_a_less_exact_model_says_so_in_its_name(own_cache, nopos, tmp_path, tiny_recipe, monkeypatch):
+    monkeypatch.setitem(config.RECIPES, "tiny", tiny_recipe)
+    arguments = ("train", "--recipe", "tiny", "--device", "cpu", "--out", tmp_path)
+    for precision, name in (("full", "tiny"), ("bfloat16", "tiny-bfloat16")):
+        code, out, _ = nopos(*arguments, "--precision", precision)
+        assert code == 0
+        assert out.startswith(f"{name} seed 0: held-out loss")
+        assert (tmp_path / f"{name}-seed-0.safetensors").exists()
+    exact, rough = (checkpoints.load(tmp_path / f"{name}-seed-0.safetensors") for name in ("tiny", "tiny-bfloat16"))
+    assert (exact.train.precision, rough.train.precision) == ("full", "bfloat16")
+    assert exact.losses != rough.losses
+
+
+def test_a_member_that_diverges_is_one_line_and_the_others_are_trained(own_cache, nopos, tiny_recipe, monkeypatch):
+    monkeypatch.setitem(config.RECIPES, "tiny", tiny_recipe)
+    real = checkpoints.train_together
+
+    def spoilt(recipe, seeds, device):
+        failure = TrainingError("training tiny, seed 1: the loss is nan at step 2; nothing was saved")
+        return [failure if one.seed == 1 else one for one in real(recipe, seeds, device)]
+
+    monkeypatch.setattr(checkpoints, "train_together", spoilt)
+    code, out, err = nopos("train", "--recipe", "tiny", "--device", "cpu", "--seeds", "0-2")
+    assert code == 1
+    assert [line.split(":")[0] for line in out.splitlines()] == ["tiny seed 0", "tiny seed 2"]
+    assert err == "nopos: training tiny, seed 1: the loss is nan at step 2; nothing was saved\n"
+
+
 @pytest.mark.parametrize("command", ["verify", "train"])
 def test_ctrl_c_during_training_ends_with_130_and_leaves_nothing(own_cache, command):
     code = (
-        "import sys, nopos.training.ensemble as e, nopos.cli as cli\n"
+        "import signal, sys, nopos.training.ensemble as e, nopos.cli as cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "real = e.gradients\n"
         "def tell(*a, **k):\n"
         "    print('training', file=sys.__stderr__, flush=True)\n"
