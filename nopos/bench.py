@@ -26,10 +26,11 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from nopos.config import NOTEBOOK, SPRINT, ModelConfig, Precision, Recipe
-from nopos.data import HELD_OUT_SEQUENCES, held_out_tokens, training_batches
+from nopos.config import NOTEBOOK, SPRINT, ModelConfig, Precision, Recipe, in_precision
+from nopos.data import training_batches
 from nopos.errors import TrainingError
-from nopos.training import ensemble, reference, trainer
+from nopos.ledger import environment
+from nopos.training import reference, trainer
 from nopos.training.linear import linear
 
 TARGET = 0.006
@@ -73,7 +74,7 @@ class Speed:
 
 def engines(device: torch.device) -> list[Engine]:
     """What is compared; the notebook's loop comes first."""
-    rough = replace(NOTEBOOK, train=replace(NOTEBOOK.train, precision="bfloat16"))
+    rough = in_precision(NOTEBOOK, "bfloat16")
     populations = (1, 4, 16) if device.type == "cpu" else (1, 4, 16, 64, 256)
     return [
         Engine("notebook's loop, TransformerLens", NOTEBOOK, "bridge"),
@@ -127,22 +128,30 @@ def _in_a_worker() -> None:
 
 
 def _speed(engine: Engine, step: float, memory: float, peaks: dict[str, float], notebook: float) -> Speed:
-    settings, model = engine.recipe.train, engine.recipe.model
-    tokens_per_second = engine.members * settings.batch_size * model.n_ctx / step
+    settings = engine.recipe.train
+    rates = _rates(engine, step)
     models_per_second = engine.members / (settings.steps * step)
-    flops = tokens_per_second * flops_per_token(model)
     return Speed(
         name=engine.name,
         batch_size=settings.batch_size,
         members=engine.members,
-        step_ms=1e3 * step,
-        tokens_per_second=tokens_per_second,
+        **rates,
         models_per_minute=60 * models_per_second,
-        flops_per_second=flops,
-        share_of_peak=flops / peaks[settings.precision],
+        share_of_peak=rates["flops_per_second"] / peaks[settings.precision],
         peak_mib=memory,
         times_the_notebook=models_per_second * notebook,
     )
+
+
+def _rates(engine: Engine, step: float) -> dict[str, float]:
+    """What follows from the seconds of a step of all members."""
+    model = engine.recipe.model
+    tokens_per_second = engine.members * engine.recipe.train.batch_size * model.n_ctx / step
+    return {
+        "step_ms": 1e3 * step,
+        "tokens_per_second": tokens_per_second,
+        "flops_per_second": tokens_per_second * flops_per_token(model),
+    }
 
 
 def flops_per_token(model: ModelConfig) -> float:
@@ -171,11 +180,9 @@ def _finish(device: torch.device) -> None:
 def _runner(engine: Engine, device: torch.device) -> Callable[[int], object]:
     model, settings = engine.recipe.model, replace(engine.recipe.train, schedule="constant")  # of any length
     if engine.loop == "fast":
-        at_once = trainer.members_at_once(model, settings, device)
 
         def run(steps: int) -> None:
-            for first in range(0, engine.members, at_once):
-                seeds = range(first, min(first + at_once, engine.members))
+            for seeds in trainer.chunks(model, settings, range(engine.members), device):
                 trainer.train(model, replace(settings, steps=steps), seeds, device, label=engine.name)
 
         return run
@@ -237,14 +244,12 @@ def peak_memory_mib(device_type: str) -> float:
 
 def sprints(device: torch.device, seeds: Sequence[int] = FRESH_SEEDS) -> list[dict[str, float]]:
     """Train `sprint` from each seed alone: seconds of training, and held-out loss in nats."""
-    tokens = held_out_tokens(SPRINT.model, HELD_OUT_SEQUENCES)[None].to(device)
     results = []
     for seed in tqdm(seeds, desc="sprint", unit="model", disable=None, leave=False):
         start = time.perf_counter()
         (member,) = trainer.train(SPRINT.model, SPRINT.train, [seed], device, label=f"sprint, seed {seed}")
         seconds = time.perf_counter() - start
-        parameters = {name: value.to(device) for name, value in ensemble.stack([member.parameters]).items()}
-        loss = ensemble.losses(SPRINT.model, parameters, tokens).item()
+        loss = trainer.held_out_loss(SPRINT.model, member.parameters)
         results.append({"seed": seed, "seconds": seconds, "held_out_loss": loss})
     return results
 
@@ -270,29 +275,17 @@ def growth(device: torch.device) -> list[dict[str, float | str]]:
     rows: list[dict[str, float | str]] = []
     for axis, size, engine in tqdm(growing(), desc="growth", unit="point", disable=None, leave=False):
         turns = [seconds_for(engine, steps, device.type) for _ in range(4)]
-        step = statistics.median(turns[1:]) / steps
-        tokens = engine.members * engine.recipe.train.batch_size * engine.recipe.model.n_ctx
-        rows.append(
-            {
-                "axis": axis,
-                "size": size,
-                "step_ms": 1e3 * step,
-                "tokens_per_second": tokens / step,
-                "flops_per_second": flops_per_token(engine.recipe.model) * tokens / step,
-            }
-        )
+        rows.append({"axis": axis, "size": size, **_rates(engine, statistics.median(turns[1:]) / steps)})
     return rows
 
 
 def facts(device: torch.device) -> dict[str, Any]:
-    """The machine, torch and its threads."""
+    """What the ledger says of machine and software, and what speed depends on besides."""
     return {
+        **environment(),
         "date": time.strftime("%Y-%m-%d"),
-        "platform": platform.platform(),
         "processor": _processor(),
-        "cpus": os.cpu_count(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
@@ -316,7 +309,7 @@ def measure(device: torch.device) -> dict[str, Any]:
     return {
         "schema": 1,
         "command": "bench",
-        "facts": facts(device),
+        "environment": facts(device),
         **result,
         "sprint": {
             "target": TARGET,

@@ -7,9 +7,9 @@ from typing import Any
 
 def table(result: dict[str, Any]) -> list[str]:
     """The lines for an object of `bench.measure`."""
-    known, peaks = result["facts"], result["peak_flops_per_second"]
+    known, peaks = result["environment"], result["peak_flops_per_second"]
     lines = [
-        f"{known['processor']}, {known['cpus']} CPUs, device {known['device']}, torch {known['torch']}, "
+        f"{known['processor']}, {known['cpus']} CPUs, device {known['device']}, torch {known['versions']['torch']}, "
         f"{known['threads']} threads, {known['cpu_capability']}",
         f"peak of matrix products: {peaks['full'] / 1e9:.0f} GFLOP/s, in bfloat16 {peaks['bfloat16'] / 1e9:.0f}",
         "",

@@ -48,9 +48,8 @@ def load_or_train_each(
         TrainingError: memory ran out.
     """
     seeds = list(dict.fromkeys(seeds))  # nobody waits for a lock of one's own
-    at_once = trainer.members_at_once(recipe.model, recipe.train, device)
-    for first in range(0, len(seeds), at_once):
-        yield from _load_or_train_together(recipe, seeds[first : first + at_once], device)
+    for chunk in trainer.chunks(recipe.model, recipe.train, seeds, device):
+        yield from _load_or_train_together(recipe, chunk, device)
 
 
 def _load_or_train_together(

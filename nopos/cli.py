@@ -155,20 +155,14 @@ class _Watcher:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from dataclasses import replace
-
     from nopos import cache, checkpoints, storage
-    from nopos.config import recipe_named
-    from nopos.data import HELD_OUT_SEQUENCES, held_out_tokens
-    from nopos.training import ensemble
+    from nopos.config import in_precision, recipe_named
+    from nopos.training import trainer
 
     recipe = recipe_named(options.recipe)
     if options.precision is not None:
-        train = replace(recipe.train, precision=options.precision)
-        name = recipe.name if train == recipe.train else f"{recipe.name}-{options.precision}"
-        recipe = replace(recipe, name=name, train=train)
+        recipe = in_precision(recipe, options.precision)
     device = checkpoints.device_named(options.device)
-    tokens = held_out_tokens(recipe.model, HELD_OUT_SEQUENCES)[None]
     seeds = _seeds(options)
     if options.out is not None:
         storage.require_writable(options.out)
@@ -182,7 +176,7 @@ def _train(options: argparse.Namespace) -> int:
         if options.out is not None:
             where = options.out / f"{recipe.name}-seed-{seed}.safetensors"
             checkpoints.save(trained, where)
-        loss = ensemble.losses(recipe.model, ensemble.stack([trained.parameters]), tokens).item()
+        loss = trainer.held_out_loss(recipe.model, trained.parameters)
         print(f"{recipe.name} seed {seed}: held-out loss {loss:.6f} nats, {where}", flush=True)
     return code
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from nopos.errors import ConfigError
@@ -115,6 +115,12 @@ class Recipe:
             raise ConfigError(
                 f"target_offset is {self.train.target_offset}; it must be below n_ctx, {self.model.n_ctx}"
             )
+
+
+def in_precision(recipe: Recipe, precision: Precision) -> Recipe:
+    """The recipe with other factors of matrix products, which its name then says."""
+    train = replace(recipe.train, precision=precision)
+    return recipe if train == recipe.train else replace(recipe, name=f"{recipe.name}-{precision}", train=train)
 
 
 def changes(config: ModelConfig | TrainConfig, since: ModelConfig | TrainConfig) -> dict[str, Any]:

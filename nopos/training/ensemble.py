@@ -15,6 +15,7 @@ It computes what `NoPosTransformer` computes, shaped for training. What mathemat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -38,19 +39,23 @@ def stack(members: Sequence[Mapping[str, Tensor]]) -> dict[str, Float[Tensor, "m
 
 
 def logits(
-    config: ModelConfig, parameters: Stacked, tokens: Int[Tensor, "model batch pos"], *, precision: Precision = "full"
+    config: ModelConfig, parameters: Stacked, tokens: Int[Tensor, "model batch pos"]
 ) -> Float[Tensor, "model batch pos d_vocab"]:
     """Each model's logits on its own tokens."""
-    rows = _logits(config, _weights(config, parameters), tokens, first_slot=0, precision=precision)
+    rows = _logits(config, _weights(config, parameters), tokens, first_slot=0, precision="full")
     return rearrange(rows, "model (batch pos) d_vocab -> model batch pos d_vocab", batch=tokens.shape[1])
 
 
 @torch.no_grad()
-def losses(
-    config: ModelConfig, parameters: Stacked, tokens: Int[Tensor, "model batch pos"], *, target_offset: int = 1
-) -> Float[Tensor, " model"]:
-    """Each model's mean loss in nats on its own tokens."""
-    return _losses(config, _weights(config, parameters), tokens, target_offset, "full")
+def losses(config: ModelConfig, parameters: Stacked, tokens: Int[Tensor, "model batch pos"]) -> Float[Tensor, " model"]:
+    """Each model's mean loss in nats on the previous token, on its own tokens."""
+    return _losses(config, _weights(config, parameters), tokens, target_offset=1, precision="full")
+
+
+def parts(batch: int, pos: int, device: torch.device, precision: Precision) -> int:
+    """In how many parts a model's batch goes forward and back."""
+    cached = CACHED_ROWS * (2 if precision == "bfloat16" else 1)  # of half the bytes
+    return 1 if device.type == "cuda" else min(batch, math.ceil(batch * pos / cached))
 
 
 def gradients(
@@ -69,15 +74,13 @@ def gradients(
     made = _weights(config, parameters)
     weights = {name: value.detach().requires_grad_() for name, value in made.items()}
     _, batch, pos = tokens.shape
-    cached = CACHED_ROWS * (2 if precision == "bfloat16" else 1)  # of half the bytes
-    parts = 1 if tokens.is_cuda else min(batch, -(-batch * pos // cached))
     of_parts, of_weights = list[Tensor](), list[tuple[Tensor, ...]]()
-    for part in tokens.tensor_split(parts, dim=1):
+    for part in tokens.tensor_split(parts(batch, pos, tokens.device, precision), dim=1):
         share = part.shape[1] / batch
-        part_losses = _losses(config, weights, part, target_offset, precision) * share
+        part_losses = _losses(config, weights, part, target_offset=target_offset, precision=precision) * share
         of_weights.append(torch.autograd.grad(part_losses.sum(), list(weights.values())))
         of_parts.append(part_losses.detach())
-    summed = [sum(parts[1:], start=parts[0]) for parts in zip(*of_weights, strict=True)]
+    summed = [sum(each[1:], start=each[0]) for each in zip(*of_weights, strict=True)]
     of_parameters = torch.autograd.grad(list(made.values()), list(parameters.values()), summed, materialize_grads=True)
     return sum(of_parts[1:], start=of_parts[0]), dict(zip(parameters, of_parameters, strict=True))
 
@@ -86,6 +89,7 @@ def _losses(
     config: ModelConfig,
     weights: Mapping[str, Tensor],
     tokens: Int[Tensor, "model batch pos"],
+    *,
     target_offset: int,
     precision: Precision,
 ) -> Float[Tensor, " model"]:

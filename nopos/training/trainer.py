@@ -20,7 +20,7 @@ cores of an AMD EPYC, 2026-11-23, each pair in one run, of what was tried beside
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from nopos.config import ModelConfig, Recipe, TrainConfig
-from nopos.data import training_batches
+from nopos.data import HELD_OUT_SEQUENCES, held_out_tokens, training_batches
 from nopos.errors import ConfigError, TrainingError
 from nopos.parameters import initial_parameters, parameter_shapes, trainable
 from nopos.training import ensemble
@@ -128,6 +128,21 @@ def members_at_once(model: ModelConfig, settings: TrainConfig, device: torch.dev
     return min(max(1, fitting), MOST_TOGETHER)
 
 
+def chunks(
+    model: ModelConfig, settings: TrainConfig, seeds: Sequence[int], device: torch.device
+) -> Iterator[Sequence[int]]:
+    """The seeds in their order, as many at a time as train together."""
+    at_once = members_at_once(model, settings, device)
+    for first in range(0, len(seeds), at_once):
+        yield seeds[first : first + at_once]
+
+
+def held_out_loss(model: ModelConfig, parameters: Mapping[str, Tensor]) -> float:
+    """Mean loss in nats on the previous token in held-out sequences."""
+    tokens = held_out_tokens(model, HELD_OUT_SEQUENCES)
+    return ensemble.losses(model, ensemble.stack([parameters]), tokens[None]).item()
+
+
 def require_memory(
     model: ModelConfig, settings: TrainConfig, device: torch.device, *, members: int, label: str
 ) -> None:
@@ -143,9 +158,8 @@ def require_memory(
 def bytes_needed(model: ModelConfig, settings: TrainConfig, device: torch.device, *, members: int) -> int:
     """An estimate, beside what Python and torch take: parameters, gradients and moments, and the rows under way."""
     numbers = sum(math.prod(shape) for shape in parameter_shapes(model).values())
-    rows = settings.batch_size * model.n_ctx
-    if device.type == "cpu":
-        rows = min(rows, max(ensemble.CACHED_ROWS, model.n_ctx))
+    parts = ensemble.parts(settings.batch_size, model.n_ctx, device, settings.precision)
+    rows = math.ceil(settings.batch_size / parts) * model.n_ctx
     per_layer = (
         12 * model.d_model + 4 * model.n_heads * model.d_head + 4 * model.d_mlp + 4 * model.n_heads * model.n_ctx
     )

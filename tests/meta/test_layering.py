@@ -19,13 +19,13 @@ LAYERS = (
     {"parameters", "storage"},
     {"training"},
     {"model", "checkpoints"},
-    {"analysis", "theory", "cache", "bench"},
+    {"analysis", "theory", "cache"},
     {"subject"},
     {"controls"},
     {"measure"},
     {"claims"},
     {"ledger", "sources"},
-    {"pytest_plugin"},
+    {"pytest_plugin", "bench"},
     {"cli", "__init__"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

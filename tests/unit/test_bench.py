@@ -71,8 +71,8 @@ def test_the_command_prints_a_table_and_writes_json_whose_rates_follow_from_the_
     for words in ("peak of matrix", "tiny", "three", "rough", "10 fresh seeds: 0 reached 0.006", "seed 9:", "width"):
         assert words in out
     result = json.loads((tmp_path / "bench.json").read_text())
-    assert result.keys() == {"schema", "command", "facts", "peak_flops_per_second", "engines", "sprint", "growth"}
-    assert result["facts"]["threads"] == torch.get_num_threads()
+    assert result.keys() == {"schema", "command", "environment", "peak_flops_per_second", "engines", "sprint", "growth"}
+    assert result["environment"]["threads"] == torch.get_num_threads()
     assert [row["size"] for row in result["growth"]] == [2, 16]
     assert len(result["sprint"]["runs"]) == 10
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fixtures.micro import same
 from nopos import cache, checkpoints, storage
 from nopos.cache import cache_folder, forget, load_or_train, load_or_train_each
 from nopos.checkpoints import train
@@ -19,10 +20,6 @@ from nopos.errors import DamagedCacheEntry, StorageError, TrainingError
 from nopos.training import trainer
 
 CPU = torch.device("cpu")
-
-
-def same(first, second):
-    return all(torch.equal(value, second.parameters[name]) for name, value in first.parameters.items())
 
 
 def test_training_that_diverges_is_an_error_and_nothing_is_cached(own_cache, tiny_recipe):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fixtures.micro import same
 from nopos import storage
 from nopos.checkpoints import Checkpoint, device_named, load, save, train
 from nopos.config import SPRINT, ModelConfig
@@ -15,10 +16,6 @@ from nopos.model import NoPosTransformer
 from nopos.parameters import initial_parameters
 
 CPU = torch.device("cpu")
-
-
-def same(first, second):
-    return all(torch.equal(value, second.parameters[name]) for name, value in first.parameters.items())
 
 
 def test_a_trained_checkpoint_is_loaded_as_it_was_saved(tmp_path, tiny_recipe):
