@@ -186,7 +186,7 @@ def _runner(engine: Engine, device: torch.device) -> Callable[[int], object]:
                 trainer.train(model, replace(settings, steps=steps), seeds, device, label=engine.name)
 
         return run
-    module = _bridge(model, device) if engine.loop == "bridge" else _ours(model, device)
+    module = bridge(model, device) if engine.loop == "bridge" else _ours(model, device)
     return lambda steps: reference.train(
         module, replace(settings, steps=steps), training_batches(model, settings, 0), label=engine.name
     )
@@ -200,7 +200,7 @@ def _ours(model: ModelConfig, device: torch.device) -> nn.Module:
 
 
 @cache
-def _bridge(model: ModelConfig, device: torch.device) -> nn.Module:
+def bridge(model: ModelConfig, device: torch.device) -> nn.Module:
     """TransformerLens 4's model of these sizes, without hooks or cache, its positions off as in step 2."""
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge

@@ -60,6 +60,8 @@ class TrainConfig:
     """Training tokens: the notebook's one stream, or a stream of the model's own, drawn from its seed."""
     target_offset: int = 1
     """How many slots back the token to predict lies; 1 is the previous token."""
+    shuffled_targets: bool = False
+    """Each sequence is asked for the tokens of another, so that there is nothing to learn but how often tokens come."""
     incl_bos_token: bool = True
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon` moves the matrices inside the blocks by orthogonalised momentum, and the rest by AdamW."""
@@ -74,6 +76,7 @@ class TrainConfig:
         require_int("batch_size", self.batch_size, at_least=1)
         require_int("warmup_steps", self.warmup_steps, at_least=0)
         require_int("target_offset", self.target_offset, at_least=1)
+        require_bool("shuffled_targets", self.shuffled_targets)
         require_bool("incl_bos_token", self.incl_bos_token)
         require_one_of("schedule", self.schedule, ("constant", "cosine"))
         require_one_of("stream", self.stream, ("notebook", "own"))
@@ -90,6 +93,8 @@ class TrainConfig:
             raise ConfigError(f"momentum is {self.momentum}; it must be from 0 up to, not including, 1")
         if [0 <= beta < 1 for beta in self.betas] != [True, True]:
             raise ConfigError(f"betas is {self.betas}; it must be two numbers from 0 up to, not including, 1")
+        if self.shuffled_targets and self.batch_size < 2:
+            raise ConfigError("batch_size is 1; shuffled targets need another sequence to take them from")
         if self.schedule == "cosine" and self.steps <= self.warmup_steps:
             raise ConfigError(f"steps is {self.steps}; a cosine needs more than the {self.warmup_steps} warm-up steps")
 

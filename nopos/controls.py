@@ -9,12 +9,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from nopos import checkpoints, storage
+from nopos.analysis.attention import erase_bos_key
 from nopos.analysis.folding import fold_layer_norm
+from nopos.analysis.replacement import Edit
 from nopos.checkpoints import Checkpoint
 from nopos.config import NOTEBOOK, SPRINT, ModelConfig, Recipe
+from nopos.damage import with_permuted_matrices
 from nopos.data import generator
 from nopos.parameters import initial_parameters
 from nopos.shipped import checkpoint_path
@@ -28,6 +32,10 @@ TRAINED: dict[str, Recipe] = {
     REFERENCE: NOTEBOOK,
     "two_back": replace(SPRINT, train=replace(SPRINT.train, target_offset=2, steps=800)),
     "learned_positions": replace(SPRINT, model=replace(SPRINT.model, positions="learned")),
+    "shuffled_targets": replace(SPRINT, train=replace(SPRINT.train, shuffled_targets=True)),
+    "no_causal_mask": replace(SPRINT, model=replace(SPRINT.model, causal=False)),
+    "one_layer": replace(SPRINT, model=replace(SPRINT.model, n_layers=1)),
+    "no_BOS": replace(SPRINT, train=replace(SPRINT.train, incl_bos_token=False)),
     "half_trained": replace(SPRINT, train=replace(SPRINT.train, steps=110)),
 }
 """The recipe of each committed checkpoint; its seed is 0."""
@@ -46,7 +54,7 @@ class Control:
 
 def reference() -> Subject:
     """The committed no-position model, trained by the notebook's recipe."""
-    return Subject(REFERENCE, checkpoints.load(checkpoint_path(REFERENCE)))
+    return Subject(REFERENCE, _good_checkpoint())
 
 
 def _trained(name: str) -> Callable[[], Subject]:
@@ -68,13 +76,42 @@ def _relay() -> Subject:
 
 
 def _leaking_positions() -> Subject:
-    good = checkpoints.load(checkpoint_path(REFERENCE))
+    good = _good_checkpoint()
     noise = torch.randn(good.parameters["pos_embed.W_pos"].shape, generator=generator("leaking W_pos", 0))
     return _written("leaking positions", good.config, good.parameters | {"pos_embed.W_pos": LEAK * noise})
 
 
+def _permuted_weights() -> Subject:
+    good = _good_checkpoint()
+    permuted = with_permuted_matrices(good.config, good.parameters, generator("permuted weights", 0))
+    return _written("permuted weights", good.config, permuted)
+
+
+def _edited(name: str, hook_point: str, edit: Edit) -> Callable[[], Subject]:
+    """The reference model with a standing edit."""
+    return lambda: Subject(name, _good_checkpoint(), interventions={hook_point: edit})
+
+
+def _good_checkpoint() -> Checkpoint:
+    return checkpoints.load(checkpoint_path(REFERENCE))
+
+
+def _content_alone(
+    scores: Float[Tensor, "batch head query_pos key_pos"],
+) -> Float[Tensor, "batch head query_pos key_pos"]:
+    """Each permitted score less its mean over the batch, which is all that it says of position."""
+    return torch.where(scores.isfinite(), scores - scores.mean(dim=0), scores)
+
+
+def _all_alike(
+    scores: Float[Tensor, "batch head query_pos key_pos"],
+) -> Float[Tensor, "batch head query_pos key_pos"]:
+    """The same score for every key that a query may see."""
+    return torch.where(scores.isfinite(), 0.0, scores)
+
+
 def _folded_without_a_bias() -> Subject:
-    return Subject("folded without a bias", checkpoints.load(checkpoint_path(REFERENCE)), fold=_fold_dropping_a_bias)
+    return Subject("folded without a bias", _good_checkpoint(), fold=_fold_dropping_a_bias)
 
 
 def _fold_dropping_a_bias(config: ModelConfig, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -85,6 +122,36 @@ def _fold_dropping_a_bias(config: ModelConfig, parameters: Mapping[str, Tensor])
 UNTRAINED = Control("untrained", "never saw a token; weights as drawn", _untrained)
 HALF_TRAINED = Control(
     "half trained", "trained for 110 steps instead of 200; knows the task roughly", _trained("half_trained")
+)
+SHUFFLED_TARGETS = Control(
+    "shuffled targets", "trained to give the tokens of another sequence; nothing to learn", _trained("shuffled_targets")
+)
+NO_CAUSAL_MASK = Control(
+    "no causal mask",
+    "trained without the causal mask; every slot sees the same, nothing counts",
+    _trained("no_causal_mask"),
+)
+ONE_LAYER = Control(
+    "one layer", "trained with one layer; no layer reads what another has counted", _trained("one_layer")
+)
+NO_BOS = Control("no BOS", "trained without BOS; nothing marks where a sequence begins", _trained("no_BOS"))
+PERMUTED_WEIGHTS = Control(
+    "permuted weights", "the reference model with the entries of each matrix in another order", _permuted_weights
+)
+WITHOUT_BOS_KEY = Control(
+    "without BOS key",
+    "the reference model, but layer 0's key of BOS is the mean of the others; no weight falls as a sequence grows",
+    _edited("without BOS key", "blocks.0.attn.hook_k", erase_bos_key),
+)
+CONTENT_ALONE = Control(
+    "content alone",
+    "the reference model, but layer 1's scores have lost their mean at each query and key; no kernel over position",
+    _edited("content alone", "blocks.1.attn.hook_attn_scores", _content_alone),
+)
+UNIFORM_LAYER_1 = Control(
+    "uniform layer 1",
+    "the reference model, but layer 1 attends to all it may see alike",
+    _edited("uniform layer 1", "blocks.1.attn.hook_attn_scores", _all_alike),
 )
 TWO_BACK = Control("two back", "trained to predict the token two back", _trained("two_back"))
 LEARNED_POSITIONS = Control(
@@ -107,5 +174,6 @@ FOLDED_WITHOUT_A_BIAS = Control(
 )
 
 CONTROLS = (
-    UNTRAINED, HALF_TRAINED, TWO_BACK, LEARNED_POSITIONS, RELAY, LEAKING_POSITIONS, FOLDED_WITHOUT_A_BIAS,
+    UNTRAINED, HALF_TRAINED, SHUFFLED_TARGETS, TWO_BACK, NO_CAUSAL_MASK, ONE_LAYER, NO_BOS, LEARNED_POSITIONS, RELAY,
+    PERMUTED_WEIGHTS, WITHOUT_BOS_KEY, CONTENT_ALONE, UNIFORM_LAYER_1, LEAKING_POSITIONS, FOLDED_WITHOUT_A_BIAS,
 )  # fmt: skip

@@ -64,17 +64,36 @@ def held_out_tokens(
     return next(token_batches(config, batch_size, source, incl_bos_token=incl_bos_token))
 
 
+def targets(
+    tokens: Int[Tensor, "*model batch pos"], *, target_offset: int = 1, shuffled: bool = False
+) -> Int[Tensor, "*model batch predicted"]:
+    """What slots `target_offset` and later are to predict: the token so many slots back.
+
+    Shuffled, each sequence is asked for the tokens of the one before it in the batch, of which it knows nothing.
+    """
+    own = tokens[..., :-target_offset]
+    return own.roll(1, dims=-2) if shuffled else own
+
+
 def per_token_loss(
-    logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"], *, target_offset: int = 1
+    logits: Float[Tensor, "batch pos d_vocab"],
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    target_offset: int = 1,
+    shuffled: bool = False,
 ) -> Float[Tensor, "batch predicted"]:
-    """Negative log-probability in nats of the token `target_offset` slots back, where there is one."""
+    """Negative log-probability in nats of `targets`."""
     log_probs = logits[:, target_offset:].log_softmax(dim=-1)
-    targets = tokens[:, :-target_offset]
-    return -log_probs.gather(dim=-1, index=targets[..., None])[..., 0]
+    wanted = targets(tokens, target_offset=target_offset, shuffled=shuffled)
+    return -log_probs.gather(dim=-1, index=wanted[..., None])[..., 0]
 
 
 def mean_loss(
-    logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"], *, target_offset: int = 1
+    logits: Float[Tensor, "batch pos d_vocab"],
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    target_offset: int = 1,
+    shuffled: bool = False,
 ) -> Float[Tensor, ""]:
     """Mean of `per_token_loss`, in nats: the notebook's `loss_fn`."""
-    return per_token_loss(logits, tokens, target_offset=target_offset).mean()
+    return per_token_loss(logits, tokens, target_offset=target_offset, shuffled=shuffled).mean()

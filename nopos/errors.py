@@ -23,6 +23,10 @@ class TrainingError(NoposError):
     """Training that went wrong, with the step at which it did."""
 
 
+class AnalysisError(NoposError):
+    """An analysis that this model or these options do not allow."""
+
+
 class ClaimError(NoposError):
     """A claim that breaks a rule of claims: an error in the claim, never a verdict on a model."""
 

@@ -12,7 +12,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 
 from nopos.config import LAYER_NORM_EPS, ModelConfig
-from nopos.errors import ConfigError
+from nopos.errors import AnalysisError, ConfigError
 from nopos.parameters import initial_parameters, parameter_shapes, trainable
 
 
@@ -165,6 +165,18 @@ class NoPosTransformer(HookedRootModule):
     def initialised(cls, config: ModelConfig, seed: int) -> NoPosTransformer:
         """A model at the start of training."""
         return cls(config, initial_parameters(config, seed))
+
+    def block(self, layer: int) -> TransformerBlock:
+        """The block of a layer.
+
+        Raises:
+            AnalysisError: there is no such layer.
+        """
+        if not 0 <= layer < self.config.n_layers:
+            raise AnalysisError(f"layer is {layer}; this model's are 0 to {self.config.n_layers - 1}")
+        block = self.blocks[layer]
+        assert isinstance(block, TransformerBlock)
+        return block
 
     def parameter_tensors(self) -> dict[str, Tensor]:
         """The parameters by name, detached and on the CPU, in the order of `parameter_shapes`."""

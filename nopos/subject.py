@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nopos import storage
 from nopos.analysis.folding import fold_layer_norm, folded_config
+from nopos.analysis.replacement import Edit, as_hook
 from nopos.checkpoints import Checkpoint
 from nopos.config import ModelConfig
 from nopos.data import HELD_OUT_SEQUENCES, held_out_tokens, mean_loss
@@ -21,6 +22,10 @@ from nopos.model import NoPosTransformer
 
 SOLVED = 0.1
 """Nats of held-out loss under which a model solves the task; guessing costs 5.6."""
+
+ANALYSED_SEQUENCES = 64
+"""Of 50 tokens each: 3,136 predictions, on which an ablation takes a fiftieth of a second."""
+NONE: Mapping[str, Edit] = {}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,15 +36,30 @@ class Subject:
     """A model on the CPU in float32, so that bounds have one numerics, whatever trained it."""
 
     tokens: Int[Tensor, "batch pos"]
-    """What everything is measured on."""
-    mean_tokens: Int[Tensor, "batch pos"]
-    """Other held-out tokens, over which mean activations are taken."""
+    """What analyses are made on."""
+    other_tokens: Int[Tensor, "batch pos"]
+    """As many other held-out tokens: means and resampled activations come from them, and probes are fitted on them."""
 
-    def __init__(self, name: str, checkpoint: Checkpoint, *, fold: Fold = fold_layer_norm) -> None:
-        """`fold` makes the folded twin's parameters; a control passes one that is wrong."""
+    def __init__(
+        self,
+        name: str,
+        checkpoint: Checkpoint,
+        *,
+        fold: Fold = fold_layer_norm,
+        interventions: Mapping[str, Edit] = NONE,
+    ) -> None:
+        """Build the model and its twin.
+
+        Args:
+            name: what the subject is called.
+            checkpoint: its weights; copied.
+            fold: makes the folded twin's parameters; a control passes one that is wrong.
+            interventions: standing edits by hook point, of model and twin: they are part of what is under test.
+        """
         self.name = name
         self.config = checkpoint.config
         self._fold = fold
+        self._interventions = dict(interventions)
         self._kept = deepcopy(checkpoint)
         self._build()
 
@@ -49,8 +69,12 @@ class Subject:
         self.model = NoPosTransformer(self.config, self.checkpoint.parameters)
         self.folded = NoPosTransformer(folded_config(self.config), self._fold(self.config, self.checkpoint.parameters))
         """The folded twin in float64: the same outputs from a LayerNorm without weight and bias."""
-        self.tokens = held_out_tokens(self.config, HELD_OUT_SEQUENCES)
-        self.mean_tokens = held_out_tokens(self.config, HELD_OUT_SEQUENCES, stream=1)
+        for model in (self.model, self.folded):
+            for hook_point, edit in self._interventions.items():
+                model.add_perma_hook(hook_point, as_hook(edit))
+        self._loss_tokens = held_out_tokens(self.config, HELD_OUT_SEQUENCES)
+        self.tokens = self._loss_tokens[:ANALYSED_SEQUENCES].clone()
+        self.other_tokens = held_out_tokens(self.config, ANALYSED_SEQUENCES, stream=1)
 
     def run(
         self, analysis: Callable[Concatenate[NoPosTransformer, Tensor, P], R], *args: P.args, **kwargs: P.kwargs
@@ -60,24 +84,17 @@ class Subject:
         Raises:
             ClaimError: an option is not hashable.
         """
-        key = (self._weights(), analysis, args, tuple(sorted(kwargs.items(), key=lambda option: option[0])))
-        try:
-            known = key in self._results
-        except TypeError as error:
-            raise ClaimError(f"options of {analysis.__name__} cannot be remembered ({error}); give tuples") from None
-        if not known:
-            self._results[key] = analysis(self.model, self.tokens, *args, **kwargs)
-        return deepcopy(self._results[key])  # so that nobody edits what the next one is given
+        return self._run(analysis, self.tokens, *args, **kwargs)
 
     @property
     def loss(self) -> float:
-        """Held-out loss on the previous token, in nats."""
-        return self.run(held_out_loss)
+        """Held-out loss on the previous token, in nats, over more sequences than `tokens` has."""
+        return self._run(held_out_loss, self._loss_tokens)
 
     @property
     def accuracy(self) -> float:
-        """Share of held-out slots at which the previous token has the largest logit."""
-        return self.run(held_out_accuracy)
+        """Share of slots at which the previous token has the largest logit, over the same sequences as `loss`."""
+        return self._run(held_out_accuracy, self._loss_tokens)
 
     def solves_the_task(self) -> bool:
         """Whether the model predicts the previous token, however it does so."""
@@ -102,16 +119,40 @@ class Subject:
                 f"{self.name}: a test changed its {' and '.join(changed)}; a test must leave a subject as it was"
             )
 
+    def _run(
+        self,
+        analysis: Callable[Concatenate[NoPosTransformer, Tensor, P], R],
+        tokens: Tensor,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        key = (
+            self._weights(),
+            tokens is self.tokens,
+            analysis,
+            args,
+            tuple(sorted(kwargs.items(), key=lambda option: option[0])),
+        )
+        try:
+            known = key in self._results
+        except TypeError as error:
+            raise ClaimError(f"options of {analysis.__name__} cannot be remembered ({error}); give tuples") from None
+        if not known:
+            self._results[key] = analysis(self.model, tokens, *args, **kwargs)
+        return deepcopy(self._results[key])  # so that nobody edits what the next one is given
+
     def _state(self) -> dict[str, object]:
         models = (self.model, self.folded)
-        tokens = {"tokens": self.tokens, "mean_tokens": self.mean_tokens}
+        tokens = {"tokens": self.tokens, "other_tokens": self.other_tokens, "of the loss": self._loss_tokens}
         return {
             "weights": self._weights(),
             "folded twin": _digest(_tensors(self.folded)),
             "checkpoint": _digest(self.checkpoint.parameters),
             "tokens": _digest(tokens),
             "hooks": [
-                point.name for model in models for point in model.hook_dict.values() if point.has_hooks(dir="both")
+                (point.name, len(point.fwd_hooks), len(point.bwd_hooks))
+                for model in models
+                for point in model.hook_dict.values()
             ],
         }
 

@@ -1,24 +1,28 @@
-"""Replace an activation by its mean (notebook, step 7), with the two means named apart.
+"""Replace an activation by what does not know the sequence (notebook, step 7), in the four ways that are in use.
 
 `per_position_mean` averages over the batch, as the notebook does: it erases content and keeps position.
+`resample` takes another sequence's activation at the same slot: it does the same, and stays among what occurs.
 `global_mean` averages over the batch and position: it erases both. Scores and patterns have two positions, so for them
 it is the mean by distance; a pattern's rows are renormalised over the keys that a query may see.
+`zero` erases both, and leaves what never occurs; masked scores stay masked. A LayerNorm's scale cannot be zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from einops import reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nopos.analysis.replacement import loss_with
+from nopos.analysis.replacement import Effect, effects
+from nopos.errors import AnalysisError
 from nopos.model import NoPosTransformer, permitted_keys
 
-Kind = Literal["per_position_mean", "global_mean"]
+Kind = Literal["zero", "per_position_mean", "global_mean", "resample"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def per_position_mean(activation: Float[Tensor, "batch ..."]) -> Float[Tensor, "1 ..."]:
@@ -44,48 +48,67 @@ def mean_by_distance(
     return torch.where(permitted, (sums / counts.clamp_min(1))[:, distance], entries)[None]
 
 
-def mean_of(
+def replacement_for(
     name: str, activation: Float[Tensor, "batch ..."], kind: Kind, permitted: Bool[Tensor, "query_pos key_pos"]
-) -> Float[Tensor, "1 ..."]:
-    """The mean of one hook point's activation, of the kind asked for, with the axes left to broadcast."""
-    if kind == "per_position_mean":
-        return per_position_mean(activation)
-    if name.endswith("hook_attn_scores"):
-        return mean_by_distance(activation, permitted)
-    if name.endswith("hook_pattern"):
-        by_distance = mean_by_distance(activation, permitted)
-        return by_distance / by_distance.sum(dim=-1, keepdim=True)
-    return global_mean(activation)
+) -> Float[Tensor, "#batch ..."]:
+    """What replaces one hook point's activation in other sequences, with the axes left to broadcast.
+
+    Raises:
+        AnalysisError: a scale is to be zero, by which nothing can be divided.
+    """
+    scores, pattern = name.endswith("hook_attn_scores"), name.endswith("hook_pattern")
+    match kind:
+        case "zero" if name.endswith("hook_scale"):
+            raise AnalysisError(f"{name} cannot be ablated to zero: LayerNorm divides by it; use a mean or resample")
+        case "zero" if scores:
+            return torch.zeros_like(activation[:1]).masked_fill(~permitted, -torch.inf)
+        case "zero":
+            return torch.zeros_like(activation[:1])
+        case "resample":
+            return activation
+        case "global_mean" if scores:
+            return mean_by_distance(activation, permitted)
+        case "global_mean" if pattern:
+            by_distance = mean_by_distance(activation, permitted)
+            return by_distance / by_distance.sum(dim=-1, keepdim=True)
+        case "global_mean":
+            return global_mean(activation)
+    return per_position_mean(activation)
 
 
 @torch.no_grad()
-def ablated_losses(
+def ablated(
     model: NoPosTransformer,
     tokens: Int[Tensor, "batch pos"],
     *,
-    mean_tokens: Int[Tensor, "batch pos"],
+    other_tokens: Int[Tensor, "batch pos"],
     kind: Kind,
     hook_points: Sequence[str],
-) -> dict[str, float]:
-    """Loss in nats for each hook point when its activation is replaced by its mean.
+) -> dict[str, Effect]:
+    """The effect at each hook point of ablating its activation.
 
     Args:
-        tokens: what the loss is measured on.
-        mean_tokens: what the means are taken over: others, so that no mean has seen the tokens it replaces.
+        tokens: what the effect is measured on.
+        other_tokens: at least as many others; means and resampled activations come from them, and have not seen what
+            they replace.
     """
-    _, cache = model.run_with_cache(mean_tokens, names_filter=list(hook_points))
-    pos = mean_tokens.shape[-1]
-    permitted = permitted_keys(model.config, pos)
-    means = {name: mean_of(name, cache[name], kind, permitted) for name in hook_points}
-    return {name: loss_with(model, tokens, name, _constant(mean)) for name, mean in means.items()}
+    _, cache = model.run_with_cache(other_tokens, names_filter=list(hook_points))
+    permitted = permitted_keys(model.config, other_tokens.shape[-1])
+    replacements = {name: replacement_for(name, cache[name], kind, permitted)[: len(tokens)] for name in hook_points}
+    edits = [(name, _constant(replacement)) for name, replacement in replacements.items()]
+    return dict(zip(hook_points, effects(model, tokens, edits), strict=True))
 
 
 def kendall_tau(first: Mapping[str, float], second: Mapping[str, float]) -> float:
-    """Kendall's tau-b of two rankings of the same names: 1 when they agree, -1 when one is the other reversed."""
+    """Kendall's tau-b of two rankings of the same names: 1 when they agree, -1 when one is the other reversed.
+
+    It is 0 where one of them ranks nothing, all its values being the same.
+    """
     names = list(first)
     order = [torch.tensor([ranking[name] for name in names], dtype=torch.float64) for ranking in (first, second)]
     a, b = ((values[:, None] - values[None, :]).sign() for values in order)
-    return ((a * b).sum() / ((a * a).sum() * (b * b).sum()).sqrt()).item()
+    untied = ((a * a).sum() * (b * b).sum()).sqrt()
+    return ((a * b).sum() / untied).item() if untied > 0 else 0.0
 
 
 def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:

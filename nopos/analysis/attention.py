@@ -6,12 +6,15 @@ An offset is how many slots back a key lies from its query: 0 is the query's own
 from __future__ import annotations
 
 import torch
+from einops import reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nopos.analysis.replacement import loss_with
+from nopos.analysis.replacement import Effect, effects
 from nopos.model import NoPosTransformer
 
+Tokens = Int[Tensor, "batch pos"]
+Scores = Float[Tensor, "batch head query_pos key_pos"]
 Pattern = Float[Tensor, "batch head query_pos key_pos"]
 
 
@@ -20,12 +23,14 @@ def pattern_name(layer: int) -> str:
     return f"blocks.{layer}.attn.hook_pattern"
 
 
-def cut(pattern: Pattern, offset: int) -> Pattern:
-    """The pattern with no weight on one offset, each row renormalised; a row with nothing else to see stays."""
-    keys = pattern.shape[-1]
-    kept = pattern.masked_fill(_at_offset(keys, offset, pattern.device), 0.0)
-    total = kept.sum(dim=-1, keepdim=True)
-    return torch.where(total > 0, kept / total.clamp_min(torch.finfo(kept.dtype).tiny), pattern)
+def cut(scores: Scores, offset: int) -> Scores:
+    """The scores with one offset masked, so that the rest of each row is renormalised however little it weighs.
+
+    A row with nothing else to see stays.
+    """
+    at_offset = _at_offset(scores.shape[-1], offset, scores.device)
+    masked = scores.masked_fill(at_offset, -torch.inf)
+    return torch.where(masked.isfinite().any(dim=-1, keepdim=True), masked, scores)
 
 
 def keep_only(pattern: Pattern, offset: int) -> Pattern:
@@ -35,23 +40,50 @@ def keep_only(pattern: Pattern, offset: int) -> Pattern:
     return torch.where(at_offset.any(dim=-1, keepdim=True), at_offset.to(pattern.dtype), pattern)
 
 
-def loss_with_cut(model: NoPosTransformer, tokens: Int[Tensor, "batch pos"], *, layer: int, offset: int) -> float:
-    """Loss in nats when no query of a layer may see the key `offset` back."""
-    return loss_with(model, tokens, pattern_name(layer), lambda pattern: cut(pattern, offset))
+def erase_bos_key(k: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos head d_head"]:
+    """Slot 0's key replaced by the mean of the others, so that nothing tells BOS from another token."""
+    return torch.cat([k[:, 1:].mean(dim=1, keepdim=True), k[:, 1:]], dim=1)
 
 
-def loss_keeping_only(model: NoPosTransformer, tokens: Int[Tensor, "batch pos"], *, layer: int, offset: int) -> float:
-    """Loss in nats when every query of a layer sees the key `offset` back and nothing else."""
-    return loss_with(model, tokens, pattern_name(layer), lambda pattern: keep_only(pattern, offset))
+def effect_of_erasing_bos_key(model: NoPosTransformer, tokens: Tokens, *, layer: int) -> Effect:
+    """What it does that a layer's key of BOS is like any other's."""
+    (effect,) = effects(model, tokens, [(f"blocks.{layer}.attn.hook_k", erase_bos_key)])
+    return effect
+
+
+def effect_of_cutting(model: NoPosTransformer, tokens: Tokens, *, layer: int, offset: int) -> Effect:
+    """What it does that no query of a layer may see the key `offset` back."""
+    (effect,) = effects(model, tokens, [(f"blocks.{layer}.attn.hook_attn_scores", lambda scores: cut(scores, offset))])
+    return effect
+
+
+def effect_of_keeping_only(model: NoPosTransformer, tokens: Tokens, *, layer: int, offset: int) -> Effect:
+    """What it does that every query of a layer sees the key `offset` back and nothing else."""
+    (effect,) = effects(model, tokens, [(pattern_name(layer), lambda pattern: keep_only(pattern, offset))])
+    return effect
 
 
 @torch.no_grad()
-def strongest_offset_share(
-    model: NoPosTransformer, tokens: Int[Tensor, "batch pos"], *, layer: int, offset: int
-) -> float:
-    """Share of query rows, of those that have the offset, whose largest weight over all heads lies on it."""
+def patterns(model: NoPosTransformer, tokens: Tokens, *, layer: int) -> Pattern:
+    """Where each query's attention goes, sequence by sequence."""
     _, cache = model.run_with_cache(tokens, names_filter=pattern_name(layer))
-    strongest_key = cache[pattern_name(layer)].argmax(dim=-1)[..., offset:]  # [batch head query_pos]
+    return cache[pattern_name(layer)]
+
+
+def mean_pattern(model: NoPosTransformer, tokens: Tokens, *, layer: int) -> Float[Tensor, "query_pos key_pos"]:
+    """The pattern's mean over sequences and heads, as the notebook plots it."""
+    return reduce(patterns(model, tokens, layer=layer), "batch head query_pos key_pos -> query_pos key_pos", "mean")
+
+
+def mean_weight_by_offset(model: NoPosTransformer, tokens: Tokens, *, layer: int) -> Float[Tensor, " offset"]:
+    """Mean weight on the key so many slots back, over the queries that have one."""
+    pattern = mean_pattern(model, tokens, layer=layer)
+    return torch.stack([pattern.diagonal(-offset).mean() for offset in range(len(pattern))])
+
+
+def strongest_offset_share(model: NoPosTransformer, tokens: Tokens, *, layer: int, offset: int) -> float:
+    """Share of query rows, of those that have the offset, whose largest weight over all heads lies on it."""
+    strongest_key = patterns(model, tokens, layer=layer).argmax(dim=-1)[..., offset:]  # [batch head query_pos]
     query = torch.arange(offset, tokens.shape[-1], device=tokens.device)
     return (query - strongest_key == offset).float().mean().item()
 

@@ -1,9 +1,11 @@
-"""What the residual stream says of position before the first attention."""
+"""What a token looks like: the same at every slot before the first attention, and on average to a later layer."""
 
 from __future__ import annotations
 
 import torch
 from einops import repeat
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from nopos.model import NoPosTransformer
 
@@ -17,3 +19,14 @@ def largest_spread_over_slots(model: NoPosTransformer) -> float:
     _, cache = model.run_with_cache(tokens, names_filter=name)
     residual = cache[name]  # [token pos d_model]
     return (residual.amax(dim=1) - residual.amin(dim=1)).max().item()
+
+
+@torch.no_grad()
+def mean_by_token(
+    model: NoPosTransformer, tokens: Int[Tensor, "batch pos"], *, hook_point: str
+) -> Float[Tensor, "d_vocab width"]:
+    """Mean of an activation [batch pos width] over the slots that hold each token; 0 for a token that is nowhere."""
+    _, cache = model.run_with_cache(tokens, names_filter=hook_point)
+    activation, flat = cache[hook_point].flatten(0, 1), tokens.flatten()
+    sums = activation.new_zeros(model.config.d_vocab, activation.shape[-1]).index_add(0, flat, activation)
+    return sums / torch.bincount(flat, minlength=model.config.d_vocab).clamp_min(1)[:, None]

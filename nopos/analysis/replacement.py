@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from nopos.analysis.metrics import logit_difference, per_token_kl
 from nopos.data import mean_loss
 from nopos.model import NoPosTransformer
 
@@ -16,19 +19,65 @@ Edit = Callable[[Float[Tensor, "batch ..."]], Float[Tensor, "..."]]
 """From an activation to what replaces it; the shape must be the same or broadcast to it."""
 
 
+@dataclass(frozen=True)
+class Effect:
+    """What an edit does to a model's answers, on average over all slots with a previous token."""
+
+    loss: float
+    """With the edit, in nats."""
+    nats_added: float
+    """Loss with the edit less the loss without; negative where the edit helps."""
+    kl: float
+    """KL divergence in nats of the answer without the edit from the answer with it, token by token: never negative."""
+    logit_difference_lost: float
+    """By how much the right token's logit falls against the current token's."""
+
+
+class Hook(Protocol):
+    """What TransformerLens calls at a hook point."""
+
+    def __call__(self, tensor: Tensor, *, hook: HookPoint) -> Tensor: ...
+
+
+def as_hook(edit: Edit) -> Hook:
+    """The edit as TransformerLens calls it."""
+
+    def replace(tensor: Tensor, *, hook: HookPoint) -> Tensor:  # noqa: ARG001 - called with this name
+        return edit(tensor).expand_as(tensor)
+
+    return replace
+
+
 @torch.no_grad()
 def logits_with(
     model: NoPosTransformer, tokens: Int[Tensor, "batch pos"], hook_point: str, edit: Edit
 ) -> Float[Tensor, "batch pos d_vocab"]:
     """Logits when the activation at one hook point is replaced by `edit` of it. The model is left as it was."""
-
-    def replace(activation: Tensor, hook: HookPoint) -> Tensor:  # noqa: ARG001 - called with this name
-        return edit(activation).expand_as(activation)
-
-    logits: Tensor = model.run_with_hooks(tokens, fwd_hooks=[(hook_point, replace)])
+    logits: Tensor = model.run_with_hooks(tokens, fwd_hooks=[(hook_point, as_hook(edit))])
     return logits
 
 
 def loss_with(model: NoPosTransformer, tokens: Int[Tensor, "batch pos"], hook_point: str, edit: Edit) -> float:
     """Mean loss in nats on the previous token when one activation is replaced."""
     return mean_loss(logits_with(model, tokens, hook_point, edit), tokens).item()
+
+
+@torch.no_grad()
+def effects(
+    model: NoPosTransformer, tokens: Int[Tensor, "batch pos"], edits: Iterable[tuple[str, Edit]]
+) -> list[Effect]:
+    """The effect of each edit, made alone at its hook point."""
+    without = model(tokens)
+    loss, difference = mean_loss(without, tokens).item(), logit_difference(without, tokens).mean().item()
+
+    def effect(hook_point: str, edit: Edit) -> Effect:
+        edited = logits_with(model, tokens, hook_point, edit)
+        edited_loss = mean_loss(edited, tokens).item()
+        return Effect(
+            loss=edited_loss,
+            nats_added=edited_loss - loss,
+            kl=per_token_kl(without, edited).mean().item(),
+            logit_difference_lost=difference - logit_difference(edited, tokens).mean().item(),
+        )
+
+    return [effect(hook_point, edit) for hook_point, edit in edits]

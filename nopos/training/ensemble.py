@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nopos.config import LAYER_NORM_EPS, ModelConfig, Precision
+from nopos.data import targets
 from nopos.training.linear import linear
 
 Stacked = Mapping[str, Float[Tensor, "model ..."]]
@@ -49,7 +50,7 @@ def logits(
 @torch.no_grad()
 def losses(config: ModelConfig, parameters: Stacked, tokens: Int[Tensor, "model batch pos"]) -> Float[Tensor, " model"]:
     """Each model's mean loss in nats on the previous token, on its own tokens."""
-    return _losses(config, _weights(config, parameters), tokens, target_offset=1, precision="full")
+    return _losses(config, _weights(config, parameters), tokens, targets(tokens), precision="full")
 
 
 def parts(batch: int, pos: int, device: torch.device, precision: Precision) -> int:
@@ -64,6 +65,7 @@ def gradients(
     tokens: Int[Tensor, "model batch pos"],
     *,
     target_offset: int = 1,
+    shuffled: bool = False,
     precision: Precision = "full",
 ) -> tuple[Float[Tensor, " model"], dict[str, Float[Tensor, "model ..."]]]:
     """Each model's mean loss in nats on its own tokens, and the gradient of that loss by parameter.
@@ -75,9 +77,11 @@ def gradients(
     weights = {name: value.detach().requires_grad_() for name, value in made.items()}
     _, batch, pos = tokens.shape
     of_parts, of_weights = list[Tensor](), list[tuple[Tensor, ...]]()
-    for part in tokens.tensor_split(parts(batch, pos, tokens.device, precision), dim=1):
+    wanted = targets(tokens, target_offset=target_offset, shuffled=shuffled)
+    count = parts(batch, pos, tokens.device, precision)
+    for part, part_wanted in zip(tokens.tensor_split(count, dim=1), wanted.tensor_split(count, dim=1), strict=True):
         share = part.shape[1] / batch
-        part_losses = _losses(config, weights, part, target_offset=target_offset, precision=precision) * share
+        part_losses = _losses(config, weights, part, part_wanted, precision=precision) * share
         of_weights.append(torch.autograd.grad(part_losses.sum(), list(weights.values())))
         of_parts.append(part_losses.detach())
     summed = [sum(each[1:], start=each[0]) for each in zip(*of_weights, strict=True)]
@@ -89,13 +93,13 @@ def _losses(
     config: ModelConfig,
     weights: Mapping[str, Tensor],
     tokens: Int[Tensor, "model batch pos"],
+    wanted: Int[Tensor, "model batch predicted"],
     *,
-    target_offset: int,
     precision: Precision,
 ) -> Float[Tensor, " model"]:
-    predictions = _logits(config, weights, tokens, first_slot=target_offset, precision=precision)
-    targets = tokens[:, :, :-target_offset].flatten()
-    per_token = F.cross_entropy(predictions.flatten(0, 1), targets, reduction="none")
+    first_slot = tokens.shape[-1] - wanted.shape[-1]
+    predictions = _logits(config, weights, tokens, first_slot=first_slot, precision=precision)
+    per_token = F.cross_entropy(predictions.flatten(0, 1), wanted.flatten(), reduction="none")
     return rearrange(per_token, "(model row) -> model row", model=len(tokens)).mean(dim=1)
 
 

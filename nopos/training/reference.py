@@ -41,7 +41,9 @@ def train(
     with tqdm(total=config.steps, desc=label, unit="step", disable=None, leave=False) as progress:
         for step, batch in zip(range(config.steps), batches, strict=False):
             tokens = batch.to(device)
-            loss = mean_loss(model(tokens), tokens, target_offset=config.target_offset)
+            loss = mean_loss(
+                model(tokens), tokens, target_offset=config.target_offset, shuffled=config.shuffled_targets
+            )
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
                 raise TrainingError(f"{label}: the loss is {losses[-1]} at step {step}; nothing was saved")

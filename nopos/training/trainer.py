@@ -99,7 +99,12 @@ def _train(
         for step in range(settings.steps):
             tokens = torch.stack([next(stream) for stream in streams]).to(device)
             step_losses, gradients = ensemble.gradients(
-                model, optimizer.parameters, tokens, target_offset=settings.target_offset, precision=settings.precision
+                model,
+                optimizer.parameters,
+                tokens,
+                target_offset=settings.target_offset,
+                shuffled=settings.shuffled_targets,
+                precision=settings.precision,
             )
             losses.append(step_losses)
             optimizer.step(gradients, settings.learning_rate_factor(step))

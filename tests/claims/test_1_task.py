@@ -8,7 +8,18 @@ from __future__ import annotations
 
 from nopos import claim, theory
 from nopos.analysis.embedding import largest_spread_over_slots
-from nopos.controls import HALF_TRAINED, LEAKING_POSITIONS, LEARNED_POSITIONS, RELAY, TWO_BACK, UNTRAINED
+from nopos.controls import (
+    HALF_TRAINED,
+    LEAKING_POSITIONS,
+    LEARNED_POSITIONS,
+    NO_BOS,
+    NO_CAUSAL_MASK,
+    ONE_LAYER,
+    RELAY,
+    SHUFFLED_TARGETS,
+    TWO_BACK,
+    UNTRAINED,
+)
 
 
 @claim(rung="correlational", source="notebook, step 5", refuted_by=[LEAKING_POSITIONS, LEARNED_POSITIONS])
@@ -23,14 +34,18 @@ def test_the_embedding_carries_no_position(subject, measure):
     assert measure("largest difference between a token at two slots", largest_spread_over_slots(subject.model)) == 0.0
 
 
-@claim(rung="behavioural", source="notebook, step 4", refuted_by=[UNTRAINED, HALF_TRAINED, TWO_BACK])
+@claim(rung="behavioural", source="notebook, step 4", refuted_by=[UNTRAINED, HALF_TRAINED, TWO_BACK, NO_BOS])
 def test_the_previous_token_is_predicted(subject, measure):
     """On tokens that no training saw, the model predicts the previous token almost without error."""
     assert measure("held-out loss", subject.loss, "nats") < 0.01
     assert measure("held-out accuracy", subject.accuracy) > 0.999
 
 
-@claim(rung="behavioural", source="nopos.theory", refuted_by=[UNTRAINED, TWO_BACK])
+@claim(
+    rung="behavioural",
+    source="nopos.theory",
+    refuted_by=[UNTRAINED, SHUFFLED_TARGETS, NO_CAUSAL_MASK, ONE_LAYER],
+)
 def test_the_loss_is_below_what_is_possible_without_order(subject, measure):
     """The loss beats every model that sees no other token, that has no causal mask, or that has one layer."""
     task = subject.config

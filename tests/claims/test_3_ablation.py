@@ -1,78 +1,87 @@
-"""Which activations matter, by replacing them with means: of content alone, and of content and position.
+"""Which activations matter, by replacing them in the four ways that are in use.
 
-The bounds are provisional: they leave room around sprint seeds 0 to 9 and three
-models of the notebook recipe.
+A result of one ablation can be an artefact of it. A claim here agrees across all four where they are defined, or says
+which it is about: the mean over the batch and a resampled activation erase content, the mean over batch and position
+and zero erase position too. The sets held on ten models of `sprint` and two of `notebook` before the reference model
+was looked at. Of hook points that linear maps make equal one is listed.
 """
 
 from __future__ import annotations
 
 from nopos import claim, notebook
-from nopos.analysis.ablation import ablated_losses, kendall_tau
-from nopos.controls import LEARNED_POSITIONS, RELAY, TWO_BACK, UNTRAINED
+from nopos.analysis.ablation import KINDS, ablated, kendall_tau
+from nopos.controls import CONTENT_ALONE, HALF_TRAINED, LEARNED_POSITIONS, PERMUTED_WEIGHTS, RELAY, TWO_BACK, UNTRAINED
 
 CRITICAL = (
     "hook_embed",
-    "blocks.0.ln2.hook_normalized",
-    "blocks.0.mlp.hook_pre",
-    "blocks.0.mlp.hook_post",
     "blocks.0.hook_mlp_out",
-    "blocks.0.hook_resid_pre",
     "blocks.0.hook_resid_mid",
     "blocks.0.hook_resid_post",
-    "blocks.1.ln1.hook_normalized",
+    "blocks.1.attn.hook_v",
+    "blocks.1.hook_resid_mid",
 )
 HARMLESS = (
     "blocks.0.ln2.hook_scale",
     "blocks.0.attn.hook_k",
     "blocks.1.ln1.hook_scale",
     "blocks.1.ln2.hook_scale",
-    "blocks.1.attn.hook_k",
+    "ln_final.hook_scale",
 )
 POSITIONAL = ("blocks.0.attn.hook_k", "blocks.0.attn.hook_v", "blocks.1.attn.hook_k")
 LAYER_1_PATTERN = "blocks.1.attn.hook_pattern"
 PRINTED = notebook.ablation_losses()
+MEANS = ("per_position_mean", "global_mean")
+ERASE_CONTENT = ("per_position_mean", "resample")
+ERASE_POSITION_TOO = ("global_mean", "zero")
 
 
-def losses(subject, kind):
-    """Loss with each hook point at its mean: all that are printed, and the pattern whose row is cut off."""
-    return subject.run(
-        ablated_losses, mean_tokens=subject.mean_tokens, kind=kind, hook_points=(*PRINTED, LAYER_1_PATTERN)
-    )
+def effects(subject, kind, hook_points):
+    return subject.run(ablated, other_tokens=subject.other_tokens, kind=kind, hook_points=hook_points)
 
 
-def nats_added(subject, kind, names):
-    return [losses(subject, kind)[name] - subject.loss for name in names]
+def nats_added(subject, kinds, hook_points):
+    return [effect.nats_added for kind in kinds for effect in effects(subject, kind, hook_points).values()]
 
 
-@claim(rung="causal", source="notebook, step 7", refuted_by=[LEARNED_POSITIONS, RELAY, UNTRAINED])
+@claim(rung="causal", source="notebook, step 7", refuted_by=[LEARNED_POSITIONS, RELAY, UNTRAINED, PERMUTED_WEIGHTS])
 def test_ablation_ranks_hook_points_as_the_notebook_does(subject, measure):
     """Replacing each of the 23 hook points by its mean over the batch hurts in about the order that was printed."""
-    ours = losses(subject, "per_position_mean")
-    agreement = kendall_tau({name: ours[name] for name in PRINTED}, PRINTED)
-    assert measure("Kendall's tau with the printed losses", agreement) > 0.5
+    ours = {name: effect.loss for name, effect in effects(subject, "per_position_mean", tuple(PRINTED)).items()}
+    assert measure("Kendall's tau with the printed losses", kendall_tau(ours, PRINTED)) > 0.65
 
 
-@claim(rung="causal", source="notebook, step 7", refuted_by=[LEARNED_POSITIONS, TWO_BACK])
-def test_the_same_hook_points_are_critical_and_harmless_as_in_the_notebook(subject, measure):
-    """The embedding, MLP 0 and what layer 1 reads are missed under either mean, scales and keys not under the first."""
-    for kind in ("per_position_mean", "global_mean"):
-        critical = min(nats_added(subject, kind, CRITICAL))
-        assert measure(f"fewest nats added where it is critical, {kind}", critical, "nats") > 5.0
-    harmless = max(abs(added) for added in nats_added(subject, "per_position_mean", HARMLESS))
-    assert measure("largest change where it is harmless", harmless, "nats") < 0.5
+@claim(rung="causal", source="notebook, step 7, by all four ablations", refuted_by=[LEARNED_POSITIONS, TWO_BACK])
+def test_what_carries_tokens_and_codes_is_critical_and_what_scales_is_not(subject, measure):
+    """Embedding, MLP 0 and layer 1's values are missed however they are ablated; scales and keys may forget content."""
+    for kind in KINDS:
+        critical = effects(subject, kind, CRITICAL).values()
+        lost = min(effect.logit_difference_lost for effect in critical)
+        assert measure(f"fewest nats added, {kind}", min(effect.nats_added for effect in critical), "nats") > 4.0
+        assert measure(f"least logit difference lost, {kind}", lost, "logits") > 1.5
+    for erasing in ERASE_CONTENT:
+        largest = max(effect.kl for effect in effects(subject, erasing, HARMLESS).values())
+        assert measure(f"largest KL where harmless, {erasing}", largest, "nats") < 0.3
 
 
 @claim(rung="causal", source="notebook, step 7, with the two means told apart", refuted_by=[LEARNED_POSITIONS, RELAY])
 def test_keys_and_layer_0_values_carry_position_rather_than_content(subject, measure):
     """Both layers' keys and layer 0's values may lose what tells sequences apart, but not what tells slots apart."""
-    without_content = max(nats_added(subject, "per_position_mean", POSITIONAL))
-    without_position = min(nats_added(subject, "global_mean", POSITIONAL))
-    assert measure("most nats added by the mean over the batch", without_content, "nats") < 1.0
-    assert measure("fewest nats added by the mean over batch and position", without_position, "nats") > 3.0
+    without_content = max(nats_added(subject, ERASE_CONTENT, POSITIONAL))
+    without_position = min(nats_added(subject, ERASE_POSITION_TOO, POSITIONAL))
+    assert measure("most nats added by what erases content", without_content, "nats") < 2.0
+    assert measure("fewest nats added by what erases position too", without_position, "nats") > 4.0
 
 
-@claim(rung="causal", source="notebook, step 7, where the row is cut off", refuted_by=[LEARNED_POSITIONS, RELAY])
+@claim(
+    rung="causal",
+    source="notebook, step 7, where the row is cut off",
+    refuted_by=[LEARNED_POSITIONS, RELAY, CONTENT_ALONE, HALF_TRAINED],
+)
 def test_layer_1_does_better_with_its_mean_pattern_than_with_its_own(subject, measure):
-    """Replacing layer 1's pattern by its mean over the batch, which knows no token, lowers the loss."""
-    ratio = losses(subject, "per_position_mean")[LAYER_1_PATTERN] / subject.loss
-    assert measure("loss with the mean pattern, as a share of the loss", ratio) < 0.9
+    """Either mean of layer 1's pattern, which knows no token, lowers the loss; even a strange pattern keeps answers."""
+    with_pattern = {kind: effects(subject, kind, (LAYER_1_PATTERN,))[LAYER_1_PATTERN] for kind in (*MEANS, "resample")}
+    for kind in MEANS:
+        share = with_pattern[kind].loss / (with_pattern[kind].loss - with_pattern[kind].nats_added)
+        assert measure(f"share of the loss that is left, {kind}", share) < 0.9
+    for kind, effect in with_pattern.items():
+        assert measure(f"KL, {kind}", effect.kl, "nats") < 0.05

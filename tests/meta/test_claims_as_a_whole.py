@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import inspect
 
 import pytest
 
+from fixtures.shipped_claims import shipped_claims, shipped_tests
 from nopos import CONTROLS
 from nopos.claims import claim_of
-from nopos.shipped import CLAIMS
 
 
-def shipped_claims():
-    """Every marked test of tests/claims, imported as pytest imports it."""
-    tests = []
-    for path in sorted(CLAIMS.glob("test_*.py")):
-        specification = importlib.util.spec_from_file_location(path.stem, path)
-        assert specification is not None
-        assert specification.loader is not None
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-        tests += [value for name, value in vars(module).items() if name.startswith("test_")]
-    return tests
-
-
-def test_every_test_among_the_claims_is_a_claim():
-    unmarked = [test.__name__ for test in shipped_claims() if claim_of(test) is None]
-    assert unmarked == []
+def test_every_test_among_the_claims_is_a_claim_and_no_two_have_one_name():
+    assert [test.__name__ for test in shipped_tests() if claim_of(test) is None] == []
+    assert len(shipped_claims()) == len(shipped_tests())
 
 
 def test_every_control_refutes_some_claim():
-    used = {control.name for test in shipped_claims() for control in claim_of(test).refuted_by}
+    used = {control.name for claim in shipped_claims().values() for control in claim.refuted_by}
     assert used == {control.name for control in CONTROLS}
 
 
-@pytest.mark.parametrize("test", shipped_claims(), ids=lambda test: test.__name__)
+@pytest.mark.parametrize("test", shipped_tests(), ids=lambda test: test.__name__)
 def test_a_claim_fits_fifteen_lines(test):
     (function,) = ast.parse(inspect.getsource(test)).body
     assert isinstance(function, ast.FunctionDef)

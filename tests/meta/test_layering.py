@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "nopos"
 LAYERS = (
     {"errors", "shipped", "bench_table"},
     {"config", "notebook"},
-    {"data"},
+    {"data", "damage"},
     {"parameters", "storage"},
     {"training"},
     {"model", "checkpoints"},

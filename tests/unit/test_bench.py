@@ -52,7 +52,7 @@ def small_batch(recipe):
 
 
 def test_the_bridge_is_the_notebooks_model_but_for_the_bias_that_it_lacks():
-    parameters = dict(bench._bridge(ModelConfig(), CPU).named_parameters())
+    parameters = dict(bench.bridge(ModelConfig(), CPU).named_parameters())
     assert sum(value.numel() for value in parameters.values()) == 141_696  # ours has 141,996: a b_U of 300 more
     (W_pos,) = (value for name, value in parameters.items() if name.startswith("pos."))
     assert not W_pos.requires_grad
@@ -65,6 +65,7 @@ def test_sprints_are_judged_by_their_held_out_loss(tiny_bench):
     assert all(run["seconds"] > 0 and 1.5 < run["held_out_loss"] < 2.5 for run in runs)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_json_whose_rates_follow_from_the_times(tiny_bench, nopos, tmp_path):
     code, out, err = nopos("bench", "--device", "cpu", "--json", tmp_path / "bench.json")
     assert (code, err) == (0, "")

@@ -46,6 +46,8 @@ def test_without_a_warm_up_the_first_step_has_the_peak_rate():
         (lambda: ModelConfig(causal=1), "causal is 1; it must be true or false"),
         (lambda: ModelConfig(positions="rotary"), "positions is 'rotary'; it must be one of none, learned"),
         (lambda: ModelConfig(normalization="RMS"), "normalization is 'RMS'; it must be one of LN, LNPre"),
+        (lambda: TrainConfig(shuffled_targets=1), "shuffled_targets is 1; it must be true or false"),
+        (lambda: TrainConfig(shuffled_targets=True, batch_size=1), "batch_size is 1; shuffled targets need another"),
         (lambda: TrainConfig(steps=0), "steps is 0"),
         (lambda: TrainConfig(batch_size=-1), "batch_size is -1"),
         (lambda: TrainConfig(peak_lr=0.0), "peak_lr is 0.0; it must be finite and above 0"),

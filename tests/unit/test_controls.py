@@ -3,19 +3,27 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nopos import checkpoints
+from nopos import checkpoints, theory
 from nopos.analysis.folding import largest_log_prob_gap
 from nopos.controls import (
+    CONTENT_ALONE,
     CONTROLS,
     FOLDED_WITHOUT_A_BIAS,
     HALF_TRAINED,
     LEAK,
     LEAKING_POSITIONS,
     LEARNED_POSITIONS,
+    NO_BOS,
+    NO_CAUSAL_MASK,
+    ONE_LAYER,
+    PERMUTED_WEIGHTS,
     RELAY,
+    SHUFFLED_TARGETS,
     TRAINED,
     TWO_BACK,
+    UNIFORM_LAYER_1,
     UNTRAINED,
+    WITHOUT_BOS_KEY,
     reference,
 )
 from nopos.data import held_out_tokens, mean_loss
@@ -87,6 +95,58 @@ def test_the_relay_solves_the_task():
     assert RELAY.build().solves_the_task()
 
 
+def test_models_that_lack_what_order_needs_stay_above_their_floors():
+    """The floors of nopos.theory hold for models trained as they say; shuffled targets teach only that BOS is first."""
+    task = TRAINED["reference"].model
+    assert NO_CAUSAL_MASK.build().loss > theory.floor_without_causal_mask(task)
+    assert ONE_LAYER.build().loss > theory.floor_of_one_causal_layer(task)
+    assert SHUFFLED_TARGETS.build().loss == pytest.approx(theory.floor_without_tokens(task), abs=0.02)
+
+
+def test_without_bos_a_model_still_beats_one_layer():
+    """Left open in what is known of the task: something other than BOS is counted."""
+    subject = NO_BOS.build()
+    tokens = held_out_tokens(subject.config, 64, incl_bos_token=False)
+    loss = mean_loss(subject.model(tokens), tokens).item()
+    assert 0.1 < loss < theory.floor_of_one_causal_layer(subject.config)
+
+
+def test_permuted_weights_have_the_reference_models_entries():
+    good, permuted = reference().checkpoint.parameters, PERMUTED_WEIGHTS.build().checkpoint.parameters
+    assert all(torch.equal(value.flatten().sort().values, permuted[name].flatten().sort().values)
+               for name, value in good.items())  # fmt: skip
+    assert not torch.equal(good["embed.W_E"], permuted["embed.W_E"])
+
+
+@pytest.mark.parametrize("control", [WITHOUT_BOS_KEY, CONTENT_ALONE, UNIFORM_LAYER_1], ids=lambda control: control.name)
+def test_an_intervention_has_the_reference_models_weights_and_ruins_it(control):
+    subject = control.build()
+    good = reference().checkpoint.parameters
+    assert all(torch.equal(value, subject.checkpoint.parameters[name]) for name, value in good.items())
+    assert subject.loss > 2
+
+
+def activations(control, hook_point):
+    subject = control.build()
+    _, cache = subject.model.run_with_cache(subject.tokens)
+    return cache[hook_point]
+
+
+def test_without_its_key_bos_gets_no_more_of_layer_0_than_its_share():
+    weight = activations(WITHOUT_BOS_KEY, "blocks.0.attn.hook_pattern")[:, 0, :, 0].mean(0)
+    torch.testing.assert_close(weight, 1 / torch.arange(1.0, 51), rtol=0.1, atol=0)
+
+
+def test_content_alone_leaves_layer_1_no_mean_score():
+    mean = activations(CONTENT_ALONE, "blocks.1.attn.hook_attn_scores").mean(0)
+    assert mean[mean.isfinite()].abs().max() < 1e-4
+
+
+def test_uniform_layer_1_sees_all_alike():
+    pattern = activations(UNIFORM_LAYER_1, "blocks.1.attn.hook_pattern")
+    torch.testing.assert_close(pattern[0, 0, 3, :4], torch.full((4,), 0.25))
+
+
 @pytest.fixture
 def one_thread():
     """As the committed models were trained: with more, rounding differs between runs and training makes it grow."""
@@ -105,6 +165,7 @@ def test_a_control_trained_again_by_sprint_comes_out_alike(one_thread, name):
     losses = []
     for one in (committed, again):
         logits = NoPosTransformer(one.config, one.parameters)(tokens)
-        losses.append(mean_loss(logits, tokens, target_offset=one.train.target_offset).item())
+        task = {"target_offset": one.train.target_offset, "shuffled": one.train.shuffled_targets}
+        losses.append(mean_loss(logits, tokens, **task).item())
     assert again.losses[:20] == pytest.approx(committed.losses[:20], rel=1e-3)
     assert losses[1] == pytest.approx(losses[0], rel=0.5, abs=1e-4)

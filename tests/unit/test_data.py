@@ -14,6 +14,7 @@ from nopos.data import (
     mean_loss,
     notebook_batches,
     per_token_loss,
+    targets,
     training_batches,
 )
 from nopos.errors import ConfigError
@@ -107,3 +108,12 @@ def test_the_target_lies_the_offset_back(offset):
     assert losses.shape == (4, 8 - offset)
     assert losses.max() == 0
     assert mean_loss(logits, tokens.flip(1), target_offset=offset) > 50
+
+
+def test_shuffled_targets_are_those_of_the_sequence_before_in_the_batch():
+    tokens = torch.arange(12).reshape(3, 4)
+    assert targets(tokens, shuffled=True).tolist() == [[8, 9, 10], [0, 1, 2], [4, 5, 6]]
+    assert targets(tokens, target_offset=2, shuffled=True).tolist() == [[8, 9], [0, 1], [4, 5]]
+    together = torch.stack([tokens, tokens + 100])  # [model batch pos]
+    assert torch.equal(targets(together, shuffled=True)[1], targets(tokens + 100, shuffled=True))
+    assert targets(tokens).tolist() == [[0, 1, 2], [4, 5, 6], [8, 9, 10]]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from nopos.analysis.ablation import ablated_losses
+from nopos.analysis.ablation import ablated
 from nopos.config import LAYER_NORM_EPS, ModelConfig
 from nopos.data import held_out_tokens
-from nopos.errors import ConfigError
+from nopos.errors import AnalysisError, ConfigError
 from nopos.model import NoPosTransformer
 from nopos.parameters import initial_parameters, parameter_shapes
 
@@ -142,13 +142,22 @@ def test_ablations_that_mathematics_makes_equal_are_equal(micro, noisy, first, s
     config = micro
     parameters = noisy(config, 0) | {"pos_embed.W_pos": torch.zeros(config.n_ctx, config.d_model)}
     model = NoPosTransformer(config, {name: value.double() for name, value in parameters.items()})
-    tokens, mean_tokens = held_out_tokens(config, 8), held_out_tokens(config, 8, stream=1)
-    losses = ablated_losses(
+    tokens, others = held_out_tokens(config, 8), held_out_tokens(config, 8, stream=1)
+    effects = ablated(
         model,
         tokens,
-        mean_tokens=mean_tokens,
+        other_tokens=others,
         kind="per_position_mean",
         hook_points=[first, second, "ln_final.hook_scale"],
     )
+    losses = {name: effect.loss for name, effect in effects.items()}
     assert losses[first] == pytest.approx(losses[second], rel=1e-12)
     assert losses[first] != pytest.approx(losses["ln_final.hook_scale"], rel=1e-6)
+
+
+def test_a_layer_that_is_not_there_is_one_clear_line(micro):
+    model = NoPosTransformer.initialised(micro, 0)
+    assert model.block(1) is model.blocks[1]
+    for layer in (-1, 2):
+        with pytest.raises(AnalysisError, match=f"layer is {layer}; this model's are 0 to 1"):
+            model.block(layer)

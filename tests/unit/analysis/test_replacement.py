@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nopos.analysis.replacement import logits_with, loss_with
+from nopos.analysis.metrics import logit_difference
+from nopos.analysis.replacement import effects, logits_with, loss_with
 from nopos.data import held_out_tokens, mean_loss
 from nopos.model import NoPosTransformer
 
@@ -48,3 +49,19 @@ def test_a_replacement_may_broadcast_over_the_batch(model, micro):
 def test_an_unknown_hook_point_is_an_error(model, micro):
     with pytest.raises(KeyError):
         loss_with(model, held_out_tokens(micro, 1), "blocks.9.hook_z", torch.zeros_like)
+
+
+def test_an_effect_by_hand(model, micro):
+    """An edit that changes nothing, and one that leaves the unembedding's bias alone."""
+    tokens = held_out_tokens(micro, 4)
+    nothing, silenced = effects(
+        model, tokens, [("hook_embed", lambda value: value), ("ln_final.hook_normalized", torch.zeros_like)]
+    )
+    assert (nothing.nats_added, nothing.logit_difference_lost) == (0.0, 0.0)
+    assert nothing.loss == pytest.approx(mean_loss(model(tokens), tokens).item())
+    assert nothing.kl == pytest.approx(0, abs=1e-6)
+    bias = model.unembed.b_U.expand(4, 6, -1)
+    assert silenced.loss == pytest.approx(mean_loss(bias, tokens).item())
+    assert silenced.kl > 0
+    difference = logit_difference(model(tokens), tokens).mean() - logit_difference(bias, tokens).mean()
+    assert silenced.logit_difference_lost == pytest.approx(difference.item(), abs=1e-5)

@@ -55,19 +55,20 @@ def test_logits_and_losses_are_the_models(config, members):
 
 
 @pytest.mark.parametrize("bos", [True, False], ids=["BOS", "no BOS"])
-@pytest.mark.parametrize("target_offset", [1, 3])
+@pytest.mark.parametrize(("target_offset", "shuffled"), [(1, False), (3, False), (1, True)])
 @pytest.mark.parametrize("rows_at_once", [10**6, 12], ids=["whole", "in parts"])
-def test_gradients_are_the_models(config, members, target_offset, bos, rows_at_once, monkeypatch):
+def test_gradients_are_the_models(config, members, target_offset, shuffled, bos, rows_at_once, monkeypatch):
     """Alone and as one of three; with 12 rows at once five sequences of six slots go in three parts, the last odd."""
     monkeypatch.setattr(ensemble, "CACHED_ROWS", rows_at_once)
     tokens = tokens_for(config, bos)
-    together = ensemble.gradients(config, ensemble.stack(members), tokens, target_offset=target_offset)
+    task = {"target_offset": target_offset, "shuffled": shuffled}
+    together = ensemble.gradients(config, ensemble.stack(members), tokens, **task)
     for member in range(3):
         model = NoPosTransformer(config, members[member])
-        loss = mean_loss(model(tokens[member]), tokens[member], target_offset=target_offset)
+        loss = mean_loss(model(tokens[member]), tokens[member], **task)
         loss.backward()
         one = ensemble.stack([members[member]])
-        alone = ensemble.gradients(config, one, tokens[member : member + 1], target_offset=target_offset)
+        alone = ensemble.gradients(config, one, tokens[member : member + 1], **task)
         for (losses, gradients), row in ((together, member), (alone, 0)):
             assert losses[row].item() == pytest.approx(loss.item(), abs=EXACT)
             assert gradients.keys() == members[member].keys()

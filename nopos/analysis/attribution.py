@@ -1,0 +1,82 @@
+"""Direct logit attribution (notebook, step 5): what each component of the residual stream adds to the logits.
+
+The final LayerNorm's scale is taken as it came out, so that the rest is linear and the contributions sum to the logits.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import einsum, rearrange, repeat
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nopos.config import ModelConfig
+from nopos.model import NoPosTransformer
+
+Tokens = Int[Tensor, "batch pos"]
+
+
+def component_names(config: ModelConfig) -> tuple[str, ...]:
+    """The hook points whose activations sum to what the final LayerNorm reads."""
+    of_layers = (f"blocks.{layer}.hook_{part}_out" for layer in range(config.n_layers) for part in ("attn", "mlp"))
+    return ("hook_embed", "hook_pos_embed", *of_layers)
+
+
+@torch.no_grad()
+def residual_components(model: NoPosTransformer, tokens: Tokens) -> Float[Tensor, "component batch pos d_model"]:
+    """What each of `component_names` writes to the residual stream."""
+    names = component_names(model.config)
+    _, cache = model.run_with_cache(tokens, names_filter=list(names))
+    return torch.stack([cache[name] for name in names])
+
+
+@torch.no_grad()
+def logit_attribution(model: NoPosTransformer, tokens: Tokens) -> Float[Tensor, "component batch pos d_vocab"]:
+    """What each component adds to each logit: in the order of `component_names`, then the biases of the unembedding.
+
+    The sum over components is the logits.
+    """
+    W_U, bias = _unembedding(model)
+    components = _normalized(model, tokens)
+    of_components = einsum(
+        components, W_U, "component batch pos d_model, d_model d_vocab -> component batch pos d_vocab"
+    )
+    batch, pos = tokens.shape
+    return torch.cat([of_components, repeat(bias, "d_vocab -> 1 batch pos d_vocab", batch=batch, pos=pos)])
+
+
+@torch.no_grad()
+def direct_logit_attribution(
+    model: NoPosTransformer, tokens: Tokens, *, offset: int
+) -> dict[str, Float[Tensor, " query_pos"]]:
+    """What each component adds to the logit of the token `offset` back, less what it adds to the mean logit.
+
+    For each component (the last is called `bias`) the mean over the batch, at the slots from `offset` on: 1 is the
+    right answer, 0 the current token.
+    """
+    W_U, bias = _unembedding(model)
+    W_U, bias = W_U - W_U.mean(dim=-1, keepdim=True), bias - bias.mean()
+    wanted = tokens[:, : tokens.shape[-1] - offset]
+    directions = rearrange(W_U[:, wanted], "d_model batch query_pos -> batch query_pos d_model")
+    components = _normalized(model, tokens)[:, :, offset:]
+    added = einsum(
+        components,
+        directions,
+        "component batch query_pos d_model, batch query_pos d_model -> component batch query_pos",
+    ).mean(dim=1)
+    return dict(zip((*component_names(model.config), "bias"), [*added, bias[wanted].mean(dim=0)], strict=True))
+
+
+def _normalized(model: NoPosTransformer, tokens: Tokens) -> Float[Tensor, "component batch pos d_model"]:
+    """The components, centred and divided by the final LayerNorm's scale."""
+    components = residual_components(model, tokens)
+    _, cache = model.run_with_cache(tokens, names_filter="ln_final.hook_scale")
+    return (components - components.mean(dim=-1, keepdim=True)) / cache["ln_final.hook_scale"]
+
+
+def _unembedding(model: NoPosTransformer) -> tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"]]:
+    """From what is centred and scaled to logits: the final LayerNorm's weight and bias are in it."""
+    W_U, b_U = model.unembed.W_U, model.unembed.b_U
+    if model.ln_final.folded:
+        return W_U, b_U
+    return model.ln_final.w[:, None] * W_U, b_U + model.ln_final.b @ W_U
