@@ -5,7 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 
-pytest_plugins = ["nopos.pytest_plugin", "fixtures.micro", "fixtures.command", "fixtures.claim_sessions", "pytester"]
+pytest_plugins = [
+    "nopos.pytest_plugin",
+    "fixtures.micro",
+    "fixtures.command",
+    "fixtures.claim_sessions",
+    "fixtures.shipped_claims",
+    "pytester",
+]
 
 if importlib.util.find_spec("hypothesis"):  # the claims run without the `test` extra
     from hypothesis import settings

@@ -134,18 +134,20 @@ NO_CAUSAL_MASK = Control(
 ONE_LAYER = Control(
     "one layer", "trained with one layer; no layer reads what another has counted", _trained("one_layer")
 )
-NO_BOS = Control("no BOS", "trained without BOS; nothing marks where a sequence begins", _trained("no_BOS"))
+NO_BOS = Control(
+    "no BOS", "trained without BOS, which is a token like no other to it; something else is counted", _trained("no_BOS")
+)
 PERMUTED_WEIGHTS = Control(
     "permuted weights", "the reference model with the entries of each matrix in another order", _permuted_weights
 )
 WITHOUT_BOS_KEY = Control(
     "without BOS key",
-    "the reference model, but layer 0's key of BOS is the mean of the others; no weight falls as a sequence grows",
+    "the reference model, but layer 0's key of BOS is the mean of the others; BOS gets no more than its share",
     _edited("without BOS key", "blocks.0.attn.hook_k", erase_bos_key),
 )
 CONTENT_ALONE = Control(
     "content alone",
-    "the reference model, but layer 1's scores have lost their mean at each query and key; no kernel over position",
+    "the reference model, but layer 1's scores are less their mean over the batch; no kernel over position",
     _edited("content alone", "blocks.1.attn.hook_attn_scores", _content_alone),
 )
 UNIFORM_LAYER_1 = Control(

@@ -13,7 +13,7 @@ from nopos.config import BOS, ModelConfig, TrainConfig, require_seed
 
 NOTEBOOK_STREAM_SEED = 123
 HELD_OUT_SEQUENCES = 256
-"""So many sequences everything is measured on."""
+"""So many sequences a held-out loss is measured on."""
 
 
 def generator(purpose: str, seed: int) -> torch.Generator:

@@ -17,6 +17,7 @@ from einops import reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from nopos.analysis.reading import activations, require_as_many
 from nopos.analysis.replacement import Effect, effects
 from nopos.errors import AnalysisError
 from nopos.model import NoPosTransformer, permitted_keys
@@ -54,7 +55,7 @@ def replacement_for(
     """What replaces one hook point's activation in other sequences, with the axes left to broadcast.
 
     Raises:
-        AnalysisError: a scale is to be zero, by which nothing can be divided.
+        AnalysisError: a scale is to be zero, by which nothing can be divided, or the kind is none of the four.
     """
     scores, pattern = name.endswith("hook_attn_scores"), name.endswith("hook_pattern")
     match kind:
@@ -73,7 +74,9 @@ def replacement_for(
             return by_distance / by_distance.sum(dim=-1, keepdim=True)
         case "global_mean":
             return global_mean(activation)
-    return per_position_mean(activation)
+        case "per_position_mean":
+            return per_position_mean(activation)
+    raise AnalysisError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
 
 
 @torch.no_grad()
@@ -92,7 +95,8 @@ def ablated(
         other_tokens: at least as many others; means and resampled activations come from them, and have not seen what
             they replace.
     """
-    _, cache = model.run_with_cache(other_tokens, names_filter=list(hook_points))
+    require_as_many(other_tokens, tokens)
+    cache = activations(model, other_tokens, hook_points)
     permitted = permitted_keys(model.config, other_tokens.shape[-1])
     replacements = {name: replacement_for(name, cache[name], kind, permitted)[: len(tokens)] for name in hook_points}
     edits = [(name, _constant(replacement)) for name, replacement in replacements.items()]

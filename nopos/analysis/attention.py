@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import torch
 from einops import reduce
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from nopos.analysis.reading import Tokens, activation, require_offset
 from nopos.analysis.replacement import Effect, effects
 from nopos.model import NoPosTransformer
 
-Tokens = Int[Tensor, "batch pos"]
 Scores = Float[Tensor, "batch head query_pos key_pos"]
 Pattern = Float[Tensor, "batch head query_pos key_pos"]
 
@@ -41,7 +41,7 @@ def keep_only(pattern: Pattern, offset: int) -> Pattern:
 
 
 def erase_bos_key(k: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos head d_head"]:
-    """Slot 0's key replaced by the mean of the others, so that nothing tells BOS from another token."""
+    """Slot 0's key replaced by the mean of the sequence's other keys: scores no longer tell BOS from another token."""
     return torch.cat([k[:, 1:].mean(dim=1, keepdim=True), k[:, 1:]], dim=1)
 
 
@@ -53,21 +53,21 @@ def effect_of_erasing_bos_key(model: NoPosTransformer, tokens: Tokens, *, layer:
 
 def effect_of_cutting(model: NoPosTransformer, tokens: Tokens, *, layer: int, offset: int) -> Effect:
     """What it does that no query of a layer may see the key `offset` back."""
+    require_offset(offset, tokens)
     (effect,) = effects(model, tokens, [(f"blocks.{layer}.attn.hook_attn_scores", lambda scores: cut(scores, offset))])
     return effect
 
 
 def effect_of_keeping_only(model: NoPosTransformer, tokens: Tokens, *, layer: int, offset: int) -> Effect:
     """What it does that every query of a layer sees the key `offset` back and nothing else."""
+    require_offset(offset, tokens)
     (effect,) = effects(model, tokens, [(pattern_name(layer), lambda pattern: keep_only(pattern, offset))])
     return effect
 
 
-@torch.no_grad()
 def patterns(model: NoPosTransformer, tokens: Tokens, *, layer: int) -> Pattern:
     """Where each query's attention goes, sequence by sequence."""
-    _, cache = model.run_with_cache(tokens, names_filter=pattern_name(layer))
-    return cache[pattern_name(layer)]
+    return activation(model, tokens, pattern_name(layer))
 
 
 def mean_pattern(model: NoPosTransformer, tokens: Tokens, *, layer: int) -> Float[Tensor, "query_pos key_pos"]:
@@ -82,7 +82,8 @@ def mean_weight_by_offset(model: NoPosTransformer, tokens: Tokens, *, layer: int
 
 
 def strongest_offset_share(model: NoPosTransformer, tokens: Tokens, *, layer: int, offset: int) -> float:
-    """Share of query rows, of those that have the offset, whose largest weight over all heads lies on it."""
+    """Share of rows, over heads and the queries that have the offset, whose largest weight lies on it."""
+    require_offset(offset, tokens)
     strongest_key = patterns(model, tokens, layer=layer).argmax(dim=-1)[..., offset:]  # [batch head query_pos]
     query = torch.arange(offset, tokens.shape[-1], device=tokens.device)
     return (query - strongest_key == offset).float().mean().item()

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import torch
 from einops import einsum, rearrange, repeat
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from nopos.analysis.reading import Tokens, activations, require_offset
 from nopos.config import ModelConfig
 from nopos.model import NoPosTransformer
 
-Tokens = Int[Tensor, "batch pos"]
+SCALE = "ln_final.hook_scale"
 
 
 def component_names(config: ModelConfig) -> tuple[str, ...]:
@@ -25,9 +26,8 @@ def component_names(config: ModelConfig) -> tuple[str, ...]:
 @torch.no_grad()
 def residual_components(model: NoPosTransformer, tokens: Tokens) -> Float[Tensor, "component batch pos d_model"]:
     """What each of `component_names` writes to the residual stream."""
-    names = component_names(model.config)
-    _, cache = model.run_with_cache(tokens, names_filter=list(names))
-    return torch.stack([cache[name] for name in names])
+    written = activations(model, tokens, component_names(model.config))
+    return torch.stack(list(written.values()))
 
 
 @torch.no_grad()
@@ -54,6 +54,7 @@ def direct_logit_attribution(
     For each component (the last is called `bias`) the mean over the batch, at the slots from `offset` on: 1 is the
     right answer, 0 the current token.
     """
+    require_offset(offset, tokens)
     W_U, bias = _unembedding(model)
     W_U, bias = W_U - W_U.mean(dim=-1, keepdim=True), bias - bias.mean()
     wanted = tokens[:, : tokens.shape[-1] - offset]
@@ -69,9 +70,10 @@ def direct_logit_attribution(
 
 def _normalized(model: NoPosTransformer, tokens: Tokens) -> Float[Tensor, "component batch pos d_model"]:
     """The components, centred and divided by the final LayerNorm's scale."""
-    components = residual_components(model, tokens)
-    _, cache = model.run_with_cache(tokens, names_filter="ln_final.hook_scale")
-    return (components - components.mean(dim=-1, keepdim=True)) / cache["ln_final.hook_scale"]
+    read = activations(model, tokens, [*component_names(model.config), SCALE])
+    scale = read.pop(SCALE)
+    components = torch.stack(list(read.values()))
+    return (components - components.mean(dim=-1, keepdim=True)) / scale
 
 
 def _unembedding(model: NoPosTransformer) -> tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"]]:

@@ -1,9 +1,10 @@
 """QK and OV circuits over the vocabulary, from a folded model (notebook, step 6).
 
 The notebook ignores LayerNorm and the biases, and shows layer 1's OV circuit through `W_in[0]` (slip 3). A folded model
-has LayerNorm's weights and biases in its matrices; only its scale is left. In layer 0, which reads nothing but tokens,
-that scale is known, and the QK circuit *is* the scores. In layer 1 the circuits are those of the direct path from the
-embedding, up to a positive factor for each token, since the real scale depends on all that was written since.
+has LayerNorm's weights and biases in its matrices; only its scale is left. Where there are no positions layer 0 reads
+nothing but tokens, so that scale is known, and the QK circuit *is* the scores. In layer 1 the circuits are those of the
+direct path from the embedding, up to a positive factor for each token, since the real scale depends on all that was
+written since.
 """
 
 from __future__ import annotations
@@ -27,8 +28,7 @@ def normalized_embedding(folded: NoPosTransformer) -> Float[Tensor, "d_vocab d_m
     Raises:
         AnalysisError: the model is not folded.
     """
-    if folded.config.normalization != "LNPre":
-        raise AnalysisError("circuits are read off a folded model; this one has LayerNorms with weights: fold it first")
+    _require_folded(folded)
     centred = folded.embed.W_E - folded.embed.W_E.mean(dim=-1, keepdim=True)
     return centred / (centred.pow(2).mean(dim=-1, keepdim=True) + LAYER_NORM_EPS).sqrt()
 
@@ -53,6 +53,7 @@ def ov_circuit(
     Args:
         reading: what the layer reads for each token; by default the direct path, `normalized_embedding`.
     """
+    _require_folded(folded)
     attention = folded.block(layer).attn
     return einsum(
         normalized_embedding(folded) if reading is None else reading,
@@ -104,3 +105,8 @@ def copying_rank(circuit: Float[Tensor, "head token d_vocab"]) -> float:
     """
     own = circuit.diagonal(dim1=-2, dim2=-1)[..., None]
     return ((own > circuit).sum(dim=-1) / (circuit.shape[-1] - 1)).mean().item()
+
+
+def _require_folded(model: NoPosTransformer) -> None:
+    if model.config.normalization != "LNPre":
+        raise AnalysisError("circuits are read off a folded model; this one has LayerNorms with weights: fold it first")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from einops import repeat
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from nopos.analysis.reading import Tokens, activation
 from nopos.model import NoPosTransformer
 
 
@@ -15,18 +16,13 @@ def largest_spread_over_slots(model: NoPosTransformer) -> float:
     """Largest difference, over all tokens and coordinates, between what one token writes at two slots."""
     every_token = torch.arange(model.config.d_vocab)
     tokens = repeat(every_token, "token -> token pos", pos=model.config.n_ctx)
-    name = "blocks.0.hook_resid_pre"
-    _, cache = model.run_with_cache(tokens, names_filter=name)
-    residual = cache[name]  # [token pos d_model]
+    residual = activation(model, tokens, "blocks.0.hook_resid_pre")  # [token pos d_model]
     return (residual.amax(dim=1) - residual.amin(dim=1)).max().item()
 
 
 @torch.no_grad()
-def mean_by_token(
-    model: NoPosTransformer, tokens: Int[Tensor, "batch pos"], *, hook_point: str
-) -> Float[Tensor, "d_vocab width"]:
+def mean_by_token(model: NoPosTransformer, tokens: Tokens, *, hook_point: str) -> Float[Tensor, "d_vocab width"]:
     """Mean of an activation [batch pos width] over the slots that hold each token; 0 for a token that is nowhere."""
-    _, cache = model.run_with_cache(tokens, names_filter=hook_point)
-    activation, flat = cache[hook_point].flatten(0, 1), tokens.flatten()
-    sums = activation.new_zeros(model.config.d_vocab, activation.shape[-1]).index_add(0, flat, activation)
+    rows, flat = activation(model, tokens, hook_point).flatten(0, 1), tokens.flatten()
+    sums = rows.new_zeros(model.config.d_vocab, rows.shape[-1]).index_add(0, flat, rows)
     return sums / torch.bincount(flat, minlength=model.config.d_vocab).clamp_min(1)[:, None]

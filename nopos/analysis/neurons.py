@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from nopos.analysis.reading import Tokens, activation
+from nopos.errors import AnalysisError
 from nopos.model import NoPosTransformer
 
 
@@ -25,17 +27,15 @@ class Activations:
 
 
 @torch.no_grad()
-def mlp_activations(
-    model: NoPosTransformer, tokens: Int[Tensor, "batch pos"], *, layer: int, sequence: int = 0
-) -> Activations:
+def mlp_activations(model: NoPosTransformer, tokens: Tokens, *, layer: int, sequence: int = 0) -> Activations:
     """What the neurons of a layer do, from slot 1 on for the share of variance: slot 0 is BOS alone.
 
     Args:
         sequence: which one to show alone.
     """
-    name = f"blocks.{layer}.mlp.hook_post"
-    _, cache = model.run_with_cache(tokens, names_filter=name)
-    post = cache[name]
+    if not 0 <= sequence < len(tokens):
+        raise AnalysisError(f"sequence is {sequence}; there are {len(tokens)}, from 0 on")
+    post = activation(model, tokens, f"blocks.{layer}.mlp.hook_post")
     mean = post.mean(dim=0)
     between_slots = mean[1:].var(dim=0, correction=0).sum()
     total = post[:, 1:].flatten(0, 1).var(dim=0, correction=0).sum()

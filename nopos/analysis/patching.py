@@ -7,31 +7,48 @@ directions of its norm (Makelov and others, 2023).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nopos.analysis.reading import Tokens, activation, require_as_many, require_offset
 from nopos.analysis.replacement import logits_with
 from nopos.data import generator, per_token_loss
+from nopos.errors import AnalysisError
 from nopos.model import NoPosTransformer
 
-Tokens = Int[Tensor, "batch pos"]
 SPACING = 5
 """Queries are so many slots apart, so that no patch lies in the reach of two of them."""
+RANDOM_DRAWS = 10
+
+Codes = Float[Tensor, "pos d_model"]
 
 
-@torch.no_grad()
-def mean_code(model: NoPosTransformer, tokens: Tokens, *, hook_point: str) -> Float[Tensor, "pos d_model"]:
+@dataclass(frozen=True)
+class Answers:
+    """Mean loss in nats on the tokens at the two offsets, at the patched queries."""
+
+    near: float
+    far: float
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What the model answers before the slots at two offsets exchange their mean codes, and after."""
+
+    before: Answers
+    exchanged: Answers
+    random: tuple[Answers, ...]
+    """With random directions of the same norms at the same slots, draw by draw."""
+
+
+def mean_code(model: NoPosTransformer, tokens: Tokens, *, hook_point: str) -> Codes:
     """The mean activation at each slot: what is left of it when content is averaged away."""
-    _, cache = model.run_with_cache(tokens, names_filter=hook_point)
-    return cache[hook_point].mean(dim=0)
+    return activation(model, tokens, hook_point).mean(dim=0)
 
 
-def exchange_codes(
-    codes: Float[Tensor, "pos d_model"], queries: Int[Tensor, " query"], offsets: tuple[int, int]
-) -> Float[Tensor, "pos d_model"]:
+def exchange_codes(codes: Codes, queries: Int[Tensor, " query"], offsets: tuple[int, int]) -> Codes:
     """What to add at each slot so that, for each query, the slots at two offsets back exchange their mean codes."""
     first, second = (queries - offset for offset in offsets)
     added = torch.zeros_like(codes)
@@ -40,38 +57,51 @@ def exchange_codes(
     return added
 
 
+def random_directions(added: Codes, source: torch.Generator) -> Codes:
+    """Directions drawn anew at each slot, of the same norms."""
+    noise = torch.randn(added.shape, generator=source).to(added)
+    return noise * (added.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
+
+
 @torch.no_grad()
-def loss_with_codes_exchanged(
-    model: NoPosTransformer,
-    tokens: Tokens,
-    *,
-    other_tokens: Tokens,
-    hook_point: str,
-    offsets: tuple[int, int],
-    target_offset: int,
-    direction: Literal["code", "random"] = "code",
-) -> float:
-    """Loss in nats on the token `target_offset` back, at queries before which two slots have exchanged their codes.
+def effect_of_exchanging_codes(
+    model: NoPosTransformer, tokens: Tokens, *, other_tokens: Tokens, hook_point: str, offsets: tuple[int, int]
+) -> Exchange:
+    """Let two slots before each of many queries exchange their mean codes, and see which token is answered.
 
     Args:
         other_tokens: what the mean codes are taken over.
         hook_point: with an activation [batch pos d_model].
-        offsets: how far before each query the two slots lie.
-        direction: `random` adds, at the same slots, random directions of the same norms.
+        offsets: how far before each query the two slots lie, the nearer first.
+
+    Raises:
+        AnalysisError: the offsets are not two, from 1 up to `SPACING` less 1, in this order.
     """
+    if not 1 <= offsets[0] <= offsets[1] < SPACING:
+        raise AnalysisError(f"offsets are {offsets}; they must rise, and lie from 1 to {SPACING - 1}")
     codes = mean_code(model, other_tokens, hook_point=hook_point)
-    queries = torch.arange(max(offsets) + 1, tokens.shape[-1], SPACING)
-    added = exchange_codes(codes, queries, offsets)
-    if direction == "random":
-        noise = torch.randn(added.shape, generator=generator("random directions", 0)).to(added)
-        added = noise * (added.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
-    logits = logits_with(model, tokens, hook_point, lambda activation: activation + added)
-    return per_token_loss(logits, tokens, target_offset=target_offset)[:, queries - target_offset].mean().item()
+    queries = torch.arange(offsets[1] + 1, tokens.shape[-1], SPACING)
+    code = exchange_codes(codes, queries, offsets)
+    source = generator("random directions", 0)
+
+    def answers(added: Codes) -> Answers:
+        logits = logits_with(model, tokens, hook_point, lambda activation: activation + added)
+        near, far = (
+            per_token_loss(logits, tokens, target_offset=offset)[:, queries - offset].mean().item()
+            for offset in offsets
+        )
+        return Answers(near, far)
+
+    return Exchange(
+        before=answers(torch.zeros_like(code)),
+        exchanged=answers(code),
+        random=tuple(answers(random_directions(code, source)) for _ in range(RANDOM_DRAWS)),
+    )
 
 
 @dataclass(frozen=True)
 class Swaps:
-    """One token before each of many queries put in another's place, and what came of it."""
+    """One token in each of many sequences put in another's place, and what came of it."""
 
     before: Int[Tensor, " swap"]
     after: Int[Tensor, " swap"]
@@ -79,20 +109,21 @@ class Swaps:
     """Change of the neurons' input at the query."""
 
 
-@torch.no_grad()
 def response_to_swapped_token(
     model: NoPosTransformer, tokens: Tokens, *, other_tokens: Tokens, layer: int, offset: int
 ) -> Swaps:
-    """How a layer's neurons respond at a query when the token `offset` back is another, and nothing else.
+    """How a layer's neurons respond at one query of each sequence when the token `offset` back is another.
 
     Args:
         other_tokens: as many as `tokens`; they give the tokens that are put in.
     """
-    name = f"blocks.{layer}.mlp.hook_pre"
-    queries = torch.arange(offset + 1, tokens.shape[-1], SPACING)
+    require_offset(offset, tokens)
+    require_as_many(other_tokens, tokens)
+    row = torch.arange(len(tokens))
+    candidates = torch.arange(offset + 1, tokens.shape[-1])
+    query = candidates[row % len(candidates)]
     swapped = tokens.clone()
-    swapped[:, queries - offset] = other_tokens[:, queries - offset]
-    before, after = (model.run_with_cache(which, names_filter=name)[1][name][:, queries] for which in (tokens, swapped))
-    return Swaps(
-        tokens[:, queries - offset].flatten(), swapped[:, queries - offset].flatten(), (after - before).flatten(0, 1)
-    )
+    swapped[row, query - offset] = other_tokens[row, query - offset]
+    name = f"blocks.{layer}.mlp.hook_pre"
+    before, after = (activation(model, which, name)[row, query] for which in (tokens, swapped))
+    return Swaps(tokens[row, query - offset], swapped[row, query - offset], after - before)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import torch
 from einops import einsum
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from nopos.analysis.reading import Tokens, activation
 from nopos.data import generator
+from nopos.errors import AnalysisError
 from nopos.model import NoPosTransformer
-
-Tokens = Int[Tensor, "batch pos"]
 
 
 def linear_r2(
@@ -65,8 +65,10 @@ def untrained_position_r2(
 
 
 def _activations(model: NoPosTransformer, tokens: Tokens, hook_point: str) -> Float[Tensor, "batch pos d_model"]:
-    _, cache = model.run_with_cache(tokens, names_filter=hook_point)
-    return cache[hook_point][:, 1:].double()
+    read = activation(model, tokens, hook_point)
+    if read.ndim != 3:
+        raise AnalysisError(f"{hook_point} is {list(read.shape)}; a probe reads [batch pos d_model]")
+    return read[:, 1:].double()
 
 
 def _with_intercept(features: Float[Tensor, "sample feature"]) -> Float[Tensor, "sample feature_and_one"]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from nopos.analysis.metrics import logit_difference, per_token_kl
+from nopos.analysis.reading import require_hook_point
 from nopos.data import mean_loss
 from nopos.model import NoPosTransformer
 
@@ -31,6 +32,8 @@ class Effect:
     """KL divergence in nats of the answer without the edit from the answer with it, token by token: never negative."""
     logit_difference_lost: float
     """By how much the right token's logit falls against the current token's."""
+    answers_changed: float
+    """Share of slots whose largest logit is another token's: blind to how sure the model is of its answers."""
 
 
 class Hook(Protocol):
@@ -52,7 +55,12 @@ def as_hook(edit: Edit) -> Hook:
 def logits_with(
     model: NoPosTransformer, tokens: Int[Tensor, "batch pos"], hook_point: str, edit: Edit
 ) -> Float[Tensor, "batch pos d_vocab"]:
-    """Logits when the activation at one hook point is replaced by `edit` of it. The model is left as it was."""
+    """Logits when the activation at one hook point is replaced by `edit` of it. The model is left as it was.
+
+    Raises:
+        AnalysisError: the model has no such hook point.
+    """
+    require_hook_point(model, hook_point)
     logits: Tensor = model.run_with_hooks(tokens, fwd_hooks=[(hook_point, as_hook(edit))])
     return logits
 
@@ -69,6 +77,7 @@ def effects(
     """The effect of each edit, made alone at its hook point."""
     without = model(tokens)
     loss, difference = mean_loss(without, tokens).item(), logit_difference(without, tokens).mean().item()
+    answers = without.argmax(dim=-1)
 
     def effect(hook_point: str, edit: Edit) -> Effect:
         edited = logits_with(model, tokens, hook_point, edit)
@@ -78,6 +87,7 @@ def effects(
             nats_added=edited_loss - loss,
             kl=per_token_kl(without, edited).mean().item(),
             logit_difference_lost=difference - logit_difference(edited, tokens).mean().item(),
+            answers_changed=(edited.argmax(dim=-1) != answers)[:, 1:].float().mean().item(),
         )
 
     return [effect(hook_point, edit) for hook_point, edit in edits]

@@ -30,6 +30,8 @@ def test_layer_1_needs_its_attention_to_the_previous_token(subject, measure):
     assert measure("nats added by cutting 1 back", cut(1).nats_added, "nats") > 4.0
     further = max(cut(offset).kl for offset in (2, 3, 4))
     assert measure("largest KL by cutting 2, 3 or 4 back", further, "nats") < 0.05
+    changed = max(cut(offset).answers_changed for offset in (2, 3, 4))
+    assert measure("largest share of answers changed by that", changed) < 0.005
 
 
 @claim(rung="causal", source="notebook, step 6", refuted_by=[RELAY, TWO_BACK, UNIFORM_LAYER_1])
@@ -40,6 +42,7 @@ def test_layer_1_needs_nothing_but_its_attention_to_the_previous_token(subject, 
         return subject.run(effect_of_keeping_only, layer=1, offset=offset)
 
     assert measure("KL, keeping only 1 back", keep_only(1).kl, "nats") < 0.1
+    assert measure("share of answers changed, keeping only 1 back", keep_only(1).answers_changed) < 0.025
     assert measure("nats added, keeping only the own slot", keep_only(0).nats_added, "nats") > 5.0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nopos import claim
 from nopos.analysis.neurons import mlp_activations
-from nopos.analysis.patching import loss_with_codes_exchanged
+from nopos.analysis.patching import effect_of_exchanging_codes
 from nopos.analysis.probes import position_r2, untrained_position_r2
 from nopos.controls import LEARNED_POSITIONS, NO_BOS, NO_CAUSAL_MASK, RELAY, TWO_BACK, UNTRAINED
 
@@ -44,20 +44,14 @@ def test_the_neurons_of_MLP_0_follow_the_slot_more_than_the_token(subject, measu
     refuted_by=[LEARNED_POSITIONS, RELAY, TWO_BACK, NO_BOS],
 )
 def test_slots_that_exchange_their_mean_codes_exchange_their_places(subject, measure):
-    """Exchange the mean residuals of the slots 1 and 2 back, and the model answers the token 2 back with confidence."""
-
-    def loss(target_offset, direction):
-        return subject.run(
-            loss_with_codes_exchanged,
-            other_tokens=subject.other_tokens,
-            hook_point=RESIDUAL,
-            offsets=(1, 2),
-            target_offset=target_offset,
-            direction=direction,
-        )
-
-    exchanged = loss(2, "code")
-    assert measure("loss on the token 2 back, codes exchanged", exchanged, "nats") < 2.0
-    assert measure("how much more it is with random directions", loss(2, "random") - exchanged, "nats") > 5.0
-    kept = abs(loss(1, "random") - subject.loss)
-    assert measure("change on the previous token by random directions", kept, "nats") < 0.5
+    """Exchange the mean residuals of the slots 1 and 2 back: the token 2 back is answered, the previous one no more."""
+    exchange = subject.run(
+        effect_of_exchanging_codes, other_tokens=subject.other_tokens, hook_point=RESIDUAL, offsets=(1, 2)
+    )
+    far = exchange.exchanged.far
+    least = min(answers.far for answers in exchange.random) - far
+    most = max(abs(answers.near - exchange.before.near) for answers in exchange.random)
+    assert measure("loss on the token 2 back, codes exchanged", far, "nats") < 2.0
+    assert measure("loss on the previous token, codes exchanged", exchange.exchanged.near, "nats") > 3.0
+    assert measure("least difference to it with random directions", least, "nats") > 5.0
+    assert measure("largest change on the previous token by them", most, "nats") < 1.5

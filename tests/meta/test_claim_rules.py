@@ -9,6 +9,7 @@ import pytest
 from fixtures.claim_sessions import GOOD, check_rejected
 from nopos import checkpoints
 from nopos.controls import LEAKING_POSITIONS, TRAINED
+from nopos.shipped import CLAIMS
 
 
 def test_a_good_claim_passes_and_is_recorded_with_its_margin(run):
@@ -229,3 +230,20 @@ def test_W_pos_is_zero(subject, measure):
     )
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*refuted: W_pos: got 0.00*, expected == 0.0"])
+
+
+FIVE = (CLAIMS / "test_5_counting.py").read_text()
+HONEST = 'assert measure("nats added by erasing the key of BOS", effect.nats_added, "nats") > 4.0'
+
+
+def test_a_shipped_claim_weakened_until_its_controls_pass_is_caught(run):
+    assert HONEST in FIVE
+    weakened = FIVE.replace(HONEST, HONEST.replace("> 4.0", "> -1.0")).replace(
+        "from __future__ import annotations\n", ""
+    )
+    check_rejected(
+        run,
+        weakened,
+        "cannot tell reference from learned positions, relay, without BOS key, two back: "
+        "'nats added by erasing the key of BOS' is false on none of them",
+    )

@@ -5,41 +5,24 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fixtures.shipped_claims import outcomes, shipped_claims
+from fixtures.shipped_claims import shipped_claims
 from nopos.analysis.replacement import logits_with
 from nopos.controls import CONTENT_ALONE, UNIFORM_LAYER_1, WITHOUT_BOS_KEY, reference
-from nopos.model import NoPosTransformer
 
 
-@pytest.fixture(scope="module")
-def edited():
-    """All hook points that the claims edit, seen while they are evaluated, and the subject afterwards."""
-    seen, subject = set(), reference()
-    real = NoPosTransformer.run_with_hooks
-    with pytest.MonkeyPatch.context() as patch:
-
-        def recording(model, *arguments, fwd_hooks=(), **options):
-            seen.update(name for name, _ in fwd_hooks)
-            return real(model, *arguments, fwd_hooks=fwd_hooks, **options)
-
-        patch.setattr(NoPosTransformer, "run_with_hooks", recording)
-        verdicts = {name: outcome.verdict for name, outcome in outcomes(subject).items()}
-    assert verdicts == {name: claim.expect for name, claim in shipped_claims().items()}
-    return seen, subject
+def test_the_claims_edit_keys_values_patterns_and_the_residual_stream(evaluated):
+    assert {name: outcome.verdict for name, outcome in evaluated.outcomes.items()} == {
+        name: claim.expect for name, claim in shipped_claims().items()
+    }
+    assert evaluated.edited <= set(evaluated.subject.model.hook_dict)
+    assert len(evaluated.edited) > 23
+    assert {"blocks.0.attn.hook_k", "blocks.1.attn.hook_pattern", "blocks.0.hook_resid_post"} <= evaluated.edited
 
 
-def test_the_claims_edit_what_the_notebook_edits_and_all_four_kinds_of_edit_are_seen(edited):
-    seen, subject = edited
-    assert seen <= set(subject.model.hook_dict)
-    assert len(seen) > 23
-    assert {"blocks.0.attn.hook_k", "blocks.1.attn.hook_pattern", "blocks.0.hook_resid_post"} <= seen
-
-
-def test_every_edit_of_a_claim_reaches_the_output_and_its_removal_restores_it_bit_for_bit(edited):
-    seen, subject = edited
-    model, tokens = subject.model, subject.tokens[:4]
+def test_every_edit_of_a_claim_reaches_the_output_and_its_removal_restores_it_bit_for_bit(evaluated):
+    model, tokens = evaluated.subject.model, evaluated.subject.tokens[:4]
     before = model(tokens)
-    for name in sorted(seen):
+    for name in sorted(evaluated.edited):
         source = torch.Generator().manual_seed(0)
 
         def jolt(activation, source=source):
@@ -49,9 +32,8 @@ def test_every_edit_of_a_claim_reaches_the_output_and_its_removal_restores_it_bi
         assert torch.equal(model(tokens), before), name
 
 
-def test_no_hook_survives_the_claims(edited):
-    _, subject = edited
-    for model in (subject.model, subject.folded):
+def test_no_hook_survives_the_claims(evaluated):
+    for model in (evaluated.subject.model, evaluated.subject.folded):
         assert not any(point.has_hooks(dir="both") for point in model.hook_dict.values())
 
 

@@ -33,18 +33,19 @@ DIFFERENT = {
     "blocks.0.attn.hook_attn_scores": (SCORES, 28.34),
     "blocks.1.attn.hook_attn_scores": (SCORES, 18.51),
     "blocks.0.hook_resid_mid": (RESID_MID, 25.50),
-    "blocks.1.hook_resid_mid": (RESID_MID, 16.66),
-    "blocks.0.ln1.hook_normalized": (NORMALIZED, 17.06),
-    "blocks.0.ln2.hook_normalized": (NORMALIZED, 0.8341),
-    "blocks.1.ln1.hook_normalized": (NORMALIZED, 0.6443),
-    "blocks.1.ln2.hook_normalized": (NORMALIZED, 0.4067),
-    "ln_final.hook_normalized": (NORMALIZED, 0.1530),
+    "blocks.1.hook_resid_mid": (RESID_MID, 13.80),
+    "blocks.0.ln1.hook_normalized": (NORMALIZED, 16.31),
+    "blocks.0.ln2.hook_normalized": (NORMALIZED, 0.9296),
+    "blocks.1.ln1.hook_normalized": (NORMALIZED, 0.6986),
+    "blocks.1.ln2.hook_normalized": (NORMALIZED, 0.4019),
+    "ln_final.hook_normalized": (NORMALIZED, 0.1617),
 }
 NO_UNEMBEDDING_BIAS = 0.2329
 
 
-def half(activation):
-    return 0.5 * activation
+def bend(activation):
+    """An edit that does something at every hook point, also where the activation is zero or a constant is ignored."""
+    return 0.5 * activation + 0.1 * torch.linspace(-1, 1, activation.shape[-1], dtype=activation.dtype) ** 2
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +100,15 @@ def their_logits(theirs, ours, tokens, hooks=()):
         return theirs.run_with_hooks(tokens, fwd_hooks=list(hooks)) + ours.unembed.b_U
 
 
-def gap_of_an_edit(theirs, ours, tokens, hook_point):
+def theirs_edited(theirs, ours, tokens, hook_point):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "A hook on attn.hook_attn_scores returned a modified tensor")
-        edited = their_logits(theirs, ours, tokens, [(hook_point, as_hook(half))])
-    return (edited - logits_with(ours, tokens, hook_point, half)).abs().max().item()
+        return their_logits(theirs, ours, tokens, [(hook_point, as_hook(bend))])
+
+
+def gap_of_an_edit(theirs, ours, tokens, hook_point):
+    edited = theirs_edited(theirs, ours, tokens, hook_point)
+    return (edited - logits_with(ours, tokens, hook_point, bend)).abs().max().item()
 
 
 def test_the_logits_are_equal_with_the_bias_that_theirs_lacks(theirs, ours, tokens):
@@ -134,13 +139,32 @@ def test_the_missing_bias_is_as_large_as_it_was(theirs, ours, tokens):
         for name in reference().model.hook_dict
     ],
 )
-def test_halving_an_activation_does_the_same_in_both(theirs, ours, tokens, hook_point):
+def test_the_same_edit_does_the_same_in_both(theirs, ours, tokens, hook_point):
     assert gap_of_an_edit(theirs, ours, tokens, hook_point) < ROUNDING
+    assert (logits_with(ours, tokens, hook_point, bend) - ours(tokens)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("hook_point", DIFFERENT)
 def test_the_known_differences_are_as_large_as_they_were(theirs, ours, tokens, hook_point):
     assert gap_of_an_edit(theirs, ours, tokens, hook_point) == pytest.approx(DIFFERENT[hook_point][1], rel=0.01)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_in_theirs_an_edit_of_scores_does_nothing(theirs, ours, tokens, layer):
+    edited = theirs_edited(theirs, ours, tokens, f"blocks.{layer}.attn.hook_attn_scores")
+    assert torch.equal(edited, their_logits(theirs, ours, tokens))
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_in_theirs_an_edit_of_hook_normalized_is_one_before_weight_and_bias(theirs, ours, tokens, layer):
+    ln = ours.block(layer).ln1
+
+    def before_weight_and_bias(normalized):
+        return bend((normalized - ln.b) / ln.w) * ln.w + ln.b
+
+    name = f"blocks.{layer}.ln1.hook_normalized"
+    expected = logits_with(ours, tokens, name, before_weight_and_bias)
+    assert (theirs_edited(theirs, ours, tokens, name) - expected).abs().max() < ROUNDING
 
 
 GOLDEN = json.loads((FIXTURES / "hooked_transformer.json").read_text())

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from nopos import checkpoints, theory
+from nopos.analysis.attention import effect_of_cutting, strongest_offset_share
 from nopos.analysis.folding import largest_log_prob_gap
+from nopos.analysis.probes import position_r2
 from nopos.controls import (
     CONTENT_ALONE,
     CONTROLS,
@@ -68,6 +70,17 @@ def test_learned_positions_solves_the_task_with_a_W_pos():
     subject = LEARNED_POSITIONS.build()
     assert subject.loss < 0.01
     assert subject.model.pos_embed.W_pos.abs().max() > 0.1
+
+
+def test_in_learned_positions_one_layer_looks_one_slot_back_and_nothing_counts():
+    subject = LEARNED_POSITIONS.build()
+    assert subject.run(strongest_offset_share, layer=0, offset=1) > 0.99
+    assert subject.run(effect_of_cutting, layer=0, offset=1).nats_added > 5
+    assert subject.run(effect_of_cutting, layer=1, offset=1).nats_added < 0.1
+    for control in (LEARNED_POSITIONS, NO_CAUSAL_MASK):
+        subject = control.build()
+        options = {"other_tokens": subject.other_tokens, "hook_point": "blocks.0.hook_mlp_out"}
+        assert subject.run(position_r2, **options) < 0.3
 
 
 def test_untrained_is_as_drawn():

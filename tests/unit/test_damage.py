@@ -58,6 +58,21 @@ def test_every_matrix_gets_every_kind_and_each_mutant_has_damage_where_it_says(m
     assert sum(mutant.stale_twin for mutant in made) == 3
 
 
+def test_a_damaged_block_is_damaged_where_it_reads_and_where_it_writes_and_nowhere_else(micro, noisy):
+    parameters = noisy(micro, 0)
+    blocks = [mutant for mutant in drawn(micro, parameters) if "neurons of layer" in mutant.name]
+    assert len(blocks) == 2 * 2 * len(KINDS)
+    for mutant in blocks:
+        size, layer = int(mutant.name.split()[0]), mutant.name.split("layer ")[1][0]
+        W_in, W_out = f"blocks.{layer}.mlp.W_in", f"blocks.{layer}.mlp.W_out"
+        changed = {name for name, value in mutant.parameters.items() if not torch.equal(value, parameters[name])}
+        assert changed == {W_in, W_out}, mutant.name
+        reads = (mutant.parameters[W_in] != parameters[W_in]).any(0).nonzero()[:, 0]
+        writes = (mutant.parameters[W_out] != parameters[W_out]).any(1).nonzero()[:, 0]
+        assert reads.tolist() == writes.tolist()
+        assert len(reads) == size
+
+
 def test_matrices_and_neurons_are_exchanged_between_layers(micro, noisy):
     parameters = noisy(micro, 0)
     exchanged = {mutant.name: mutant.parameters for mutant in drawn(micro, parameters) if "exchanged" in mutant.name}

@@ -97,6 +97,7 @@ def test_in_the_relay_the_full_ov_circuit_of_layer_1_knows_no_token_and_of_both_
     assert copying_rank(full_ov_circuit(relay, layer=1)) < 0.5
     copied = ov_circuit(relay, layer=0)[0]
     both = full_ov_circuit(relay, layer=1, reading=copied)
+    assert both.mean(-1).abs().max() < 1e-9
     assert copying_rank(both) == 1.0
 
 
@@ -109,5 +110,7 @@ def test_the_copying_rank_by_hand():
 def test_circuits_need_a_folded_model_and_a_layer_that_is_there(micro, noisy, folded):
     with pytest.raises(AnalysisError, match="fold it first"):
         qk_circuit(NoPosTransformer(micro, noisy(micro, 0)), layer=0)
+    with pytest.raises(AnalysisError, match="fold it first"):
+        ov_into_neurons(NoPosTransformer(micro, noisy(micro, 0)), layer=0, reading=torch.zeros(7, 8))
     with pytest.raises(AnalysisError, match="layer is 2; this model's are 0 to 1"):
         ov_circuit(folded, layer=2)

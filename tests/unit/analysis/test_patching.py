@@ -4,15 +4,21 @@ import pytest
 import torch
 
 from nopos.analysis.patching import (
-    SPACING,
+    RANDOM_DRAWS,
+    effect_of_exchanging_codes,
     exchange_codes,
-    loss_with_codes_exchanged,
     mean_code,
+    random_directions,
     response_to_swapped_token,
 )
 from nopos.data import held_out_tokens, per_token_loss
+from nopos.errors import AnalysisError
 from nopos.model import NoPosTransformer
 from nopos.theory import RELAY_CONFIG, relay_parameters
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture
@@ -26,49 +32,81 @@ def tokens():
 
 
 def test_exchanged_slots_have_each_others_codes_and_the_rest_their_own():
-    codes = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    codes = drawn(12, 3)
     after = codes + exchange_codes(codes, torch.tensor([4, 10]), (1, 2))
-    expected = codes[[0, 1, 3, 2, 4, 5, 6, 7, 9, 8, 10, 11]]
-    torch.testing.assert_close(after, expected)
+    torch.testing.assert_close(after, codes[[0, 1, 3, 2, 4, 5, 6, 7, 9, 8, 10, 11]])
+
+
+def test_random_directions_have_the_norms_of_what_they_stand_for_and_differ_between_slots():
+    added = drawn(12, 30)
+    added[3] = 0
+    noise = random_directions(added, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(noise.norm(dim=-1), added.norm(dim=-1))
+    alike = torch.nn.functional.cosine_similarity(noise[:, None], noise[None], dim=-1)
+    assert alike[0, 1:3].abs().max() < 0.9
+    assert torch.nn.functional.cosine_similarity(noise, added, dim=-1).abs().max() < 0.9
 
 
 def test_exchanging_what_the_relay_finds_places_by_exchanges_the_places(relay, tokens):
     """Its layer 0 looks one slot back by W_pos: at the hook point of W_pos an exchange moves what it sees."""
-    options = {"other_tokens": tokens, "hook_point": "hook_pos_embed", "offsets": (1, 2)}
-    before = per_token_loss(relay(tokens), tokens, target_offset=2).mean().item()
-    assert before > 20
-    assert loss_with_codes_exchanged(relay, tokens, target_offset=2, **options) < 0.01
-    assert loss_with_codes_exchanged(relay, tokens, target_offset=1, **options) > 20
-    assert loss_with_codes_exchanged(relay, tokens, target_offset=2, direction="random", **options) > 1
+    exchange = effect_of_exchanging_codes(
+        relay, tokens, other_tokens=tokens, hook_point="hook_pos_embed", offsets=(1, 2)
+    )
+    assert exchange.before.near < 0.01
+    assert exchange.before.far > 20
+    assert exchange.exchanged.near > 20
+    assert exchange.exchanged.far < 0.01
+    assert len(exchange.random) == RANDOM_DRAWS
+    assert len({answers.far for answers in exchange.random}) == RANDOM_DRAWS
+    assert min(answers.far for answers in exchange.random) > 1
 
 
 def test_exchanging_a_slot_with_itself_changes_nothing(relay, tokens):
-    queries = torch.arange(2, 50, SPACING)
-    expected = per_token_loss(relay(tokens), tokens)[:, queries - 1].mean().item()
-    for direction in ("code", "random"):
-        loss = loss_with_codes_exchanged(
-            relay,
-            tokens,
-            other_tokens=tokens,
-            hook_point="hook_pos_embed",
-            offsets=(1, 1),
-            target_offset=1,
-            direction=direction,
-        )
-        assert loss == pytest.approx(expected, abs=1e-6)
+    exchange = effect_of_exchanging_codes(
+        relay, tokens, other_tokens=tokens, hook_point="hook_pos_embed", offsets=(1, 1)
+    )
+    expected = per_token_loss(relay(tokens), tokens)[:, torch.arange(2, 50, 5) - 1].mean().item()
+    for answers in (exchange.before, exchange.exchanged, *exchange.random):
+        assert answers.near == answers.far == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_mean_code_of_what_no_sequence_changes_is_it(relay, tokens):
+def test_codes_are_the_means_of_the_other_tokens(relay, tokens):
     torch.testing.assert_close(mean_code(relay, tokens, hook_point="hook_pos_embed"), relay.pos_embed.W_pos)
+    at = {"hook_point": "hook_embed", "offsets": (1, 2)}
+    first, second = (
+        effect_of_exchanging_codes(relay, tokens, other_tokens=held_out_tokens(RELAY_CONFIG, 2, stream=stream), **at)
+        for stream in (1, 2)
+    )
+    assert first.before == second.before
+    assert first.exchanged != second.exchanged
 
 
-def test_a_swap_changes_the_named_token_and_reports_what_the_neurons_saw(micro, noisy):
+@pytest.mark.parametrize("offsets", [(0, 1), (2, 1), (1, 5), (-1, 2)], ids=str)
+def test_offsets_whose_slots_would_meet_are_one_clear_line(relay, tokens, offsets):
+    with pytest.raises(AnalysisError, match=r"they must rise, and lie from 1 to 4"):
+        effect_of_exchanging_codes(relay, tokens, other_tokens=tokens, hook_point="hook_pos_embed", offsets=offsets)
+
+
+def test_a_swap_changes_one_token_of_a_sequence_and_reports_what_the_neurons_saw(micro, noisy):
     model = NoPosTransformer(micro, noisy(micro, 0))
     own, others = held_out_tokens(micro, 40), held_out_tokens(micro, 40, stream=1)
     swaps = response_to_swapped_token(model, own, other_tokens=others, layer=1, offset=1)
-    assert swaps.before.tolist() == own[:, 1].tolist()  # one query, slot 2
-    assert swaps.after.tolist() == others[:, 1].tolist()
-    same = swaps.before == swaps.after
-    assert same.any()
-    assert (swaps.response[same] == 0).all()
-    assert (swaps.response[~same].abs().amax(-1) > 1e-3).all()
+    for number in range(40):
+        query = 2 + number % 4
+        swapped = own[number : number + 1].clone()
+        swapped[0, query - 1] = others[number, query - 1]
+        assert (swaps.before[number], swaps.after[number]) == (own[number, query - 1], others[number, query - 1])
+        before, after = (
+            model.run_with_cache(which)[1]["blocks.1.mlp.hook_pre"][0, query]
+            for which in (own[number : number + 1], swapped)
+        )
+        torch.testing.assert_close(swaps.response[number], after - before, atol=1e-5, rtol=1e-4)
+    assert (swaps.before == swaps.after).any()
+
+
+def test_a_response_needs_as_many_other_tokens(micro, noisy):
+    model = NoPosTransformer(micro, noisy(micro, 0))
+    with pytest.raises(AnalysisError, match=r"other_tokens are \[1, 6\]; they must be at least as many as the tokens"):
+        response_to_swapped_token(
+            model, held_out_tokens(micro, 4), other_tokens=held_out_tokens(micro, 1), layer=1, offset=1
+        )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nopos.analysis.metrics import logit_difference
+from nopos.analysis.metrics import logit_difference, per_token_kl
 from nopos.analysis.replacement import effects, logits_with, loss_with
 from nopos.data import held_out_tokens, mean_loss
 from nopos.model import NoPosTransformer
@@ -46,11 +46,6 @@ def test_a_replacement_may_broadcast_over_the_batch(model, micro):
     assert torch.allclose(one, one[:1].expand_as(one), atol=1e-6)
 
 
-def test_an_unknown_hook_point_is_an_error(model, micro):
-    with pytest.raises(KeyError):
-        loss_with(model, held_out_tokens(micro, 1), "blocks.9.hook_z", torch.zeros_like)
-
-
 def test_an_effect_by_hand(model, micro):
     """An edit that changes nothing, and one that leaves the unembedding's bias alone."""
     tokens = held_out_tokens(micro, 4)
@@ -62,6 +57,20 @@ def test_an_effect_by_hand(model, micro):
     assert nothing.kl == pytest.approx(0, abs=1e-6)
     bias = model.unembed.b_U.expand(4, 6, -1)
     assert silenced.loss == pytest.approx(mean_loss(bias, tokens).item())
-    assert silenced.kl > 0
+    assert silenced.kl == pytest.approx(per_token_kl(model(tokens), bias).mean().item(), rel=1e-5)
+    assert silenced.kl != pytest.approx(per_token_kl(bias, model(tokens)).mean().item(), rel=1e-2)
+    changed = (model(tokens).argmax(-1) != bias.argmax(-1))[:, 1:].float().mean().item()
+    assert silenced.answers_changed == pytest.approx(changed)
+    assert changed > 0
+    assert nothing.answers_changed == 0
     difference = logit_difference(model(tokens), tokens).mean() - logit_difference(bias, tokens).mean()
     assert silenced.logit_difference_lost == pytest.approx(difference.item(), abs=1e-5)
+
+
+def test_how_sure_the_answers_are_changes_none_of_them(model, micro):
+    tokens = held_out_tokens(micro, 4)
+    model.unembed.b_U.data.zero_()
+    model.ln_final.b.data.zero_()
+    (softened,) = effects(model, tokens, [("ln_final.hook_normalized", lambda value: 0.5 * value)])
+    assert softened.answers_changed == 0
+    assert softened.kl > 1e-3
