@@ -2,8 +2,8 @@
 
 A result of one ablation can be an artefact of it. A claim here agrees across all four where they are defined, or says
 which it is about: the mean over the batch and a resampled activation erase content, the mean over batch and position
-and zero erase position too. The sets held on ten models of `sprint` and two of `notebook` before the reference model
-was looked at. Of hook points that linear maps make equal one is listed.
+and zero erase position too. The sets were chosen on ten models of `sprint` and two of `notebook`, and measured on the
+reference model after that. Of hook points that linear maps make equal one is listed.
 """
 
 from __future__ import annotations
