@@ -14,10 +14,10 @@ from typing import Literal, get_args
 
 import torch
 from einops import reduce
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from nopos.analysis.reading import activations, require_as_many
+from nopos.analysis.reading import Tokens, activations, require_as_many
 from nopos.analysis.replacement import Effect, effects
 from nopos.errors import AnalysisError
 from nopos.model import NoPosTransformer, permitted_keys
@@ -82,9 +82,9 @@ def replacement_for(
 @torch.no_grad()
 def ablated(
     model: NoPosTransformer,
-    tokens: Int[Tensor, "batch pos"],
+    tokens: Tokens,
     *,
-    other_tokens: Int[Tensor, "batch pos"],
+    other_tokens: Tokens,
     kind: Kind,
     hook_points: Sequence[str],
 ) -> dict[str, Effect]:

@@ -14,7 +14,6 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nopos.config import LAYER_NORM_EPS
 from nopos.errors import AnalysisError
 from nopos.model import NoPosTransformer
 
@@ -29,8 +28,9 @@ def normalized_embedding(folded: NoPosTransformer) -> Float[Tensor, "d_vocab d_m
         AnalysisError: the model is not folded.
     """
     _require_folded(folded)
-    centred = folded.embed.W_E - folded.embed.W_E.mean(dim=-1, keepdim=True)
-    return centred / (centred.pow(2).mean(dim=-1, keepdim=True) + LAYER_NORM_EPS).sqrt()
+    every_token = folded.embed.W_E[None]  # [batch token d_model], as if the vocabulary were one sequence
+    read: Tensor = folded.block(0).ln1(every_token)
+    return read[0]
 
 
 @torch.no_grad()

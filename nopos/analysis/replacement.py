@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from nopos.analysis.metrics import logit_difference, per_token_kl
-from nopos.analysis.reading import require_hook_point
+from nopos.analysis.reading import Tokens, require_hook_point
 from nopos.data import mean_loss
 from nopos.model import NoPosTransformer
 
@@ -53,7 +53,7 @@ def as_hook(edit: Edit) -> Hook:
 
 @torch.no_grad()
 def logits_with(
-    model: NoPosTransformer, tokens: Int[Tensor, "batch pos"], hook_point: str, edit: Edit
+    model: NoPosTransformer, tokens: Tokens, hook_point: str, edit: Edit
 ) -> Float[Tensor, "batch pos d_vocab"]:
     """Logits when the activation at one hook point is replaced by `edit` of it. The model is left as it was.
 
@@ -65,15 +65,13 @@ def logits_with(
     return logits
 
 
-def loss_with(model: NoPosTransformer, tokens: Int[Tensor, "batch pos"], hook_point: str, edit: Edit) -> float:
+def loss_with(model: NoPosTransformer, tokens: Tokens, hook_point: str, edit: Edit) -> float:
     """Mean loss in nats on the previous token when one activation is replaced."""
     return mean_loss(logits_with(model, tokens, hook_point, edit), tokens).item()
 
 
 @torch.no_grad()
-def effects(
-    model: NoPosTransformer, tokens: Int[Tensor, "batch pos"], edits: Iterable[tuple[str, Edit]]
-) -> list[Effect]:
+def effects(model: NoPosTransformer, tokens: Tokens, edits: Iterable[tuple[str, Edit]]) -> list[Effect]:
     """The effect of each edit, made alone at its hook point."""
     without = model(tokens)
     loss, difference = mean_loss(without, tokens).item(), logit_difference(without, tokens).mean().item()

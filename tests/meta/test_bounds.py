@@ -7,18 +7,10 @@ from dataclasses import replace
 import pytest
 
 from fixtures.make_bounds import KEPT, kept, table
-from fixtures.shipped_claims import shipped_claims
+from fixtures.shipped_claims import compared, shipped_claims
 
 ROOM = 0.5
 """Of the range over a recipe's seeds: how far beyond the worst of its models a bound must lie."""
-
-
-def compared(outcomes):
-    return [
-        (name, comparison.name, comparison.bound)
-        for name, outcome in outcomes.items()
-        for comparison in outcome.comparisons
-    ]
 
 
 def test_the_table_is_printed_from_the_measurements():
@@ -31,7 +23,7 @@ def test_the_measurements_are_of_ten_models_of_each_recipe():
 
 
 def test_every_bound_is_in_the_table(evaluated):
-    in_table = [(row.claim, row.name, row.bound) for row in kept()]
+    in_table = [[row.claim, row.name, row.bound] for row in kept()]
     assert compared(evaluated.outcomes) == in_table, "run fixtures/make_bounds.py again"
 
 
@@ -41,7 +33,7 @@ def test_a_bound_moved_on_purpose_is_caught(evaluated):
     weakened = replace(outcome.comparisons[0], bound="< 1e-05")
     moved = {**evaluated.outcomes, name: replace(outcome, comparisons=(weakened, *outcome.comparisons[1:]))}
     assert compared(moved) != compared(evaluated.outcomes)
-    assert compared(moved) != [(row.claim, row.name, row.bound) for row in kept()]
+    assert compared(moved) != [[row.claim, row.name, row.bound] for row in kept()]
 
 
 @pytest.mark.parametrize("row", kept(), ids=lambda row: f"{row.claim}: {row.name}")
