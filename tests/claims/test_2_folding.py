@@ -1,8 +1,4 @@
-"""What is read off the folded model is true of the model.
-
-The bounds are provisional: they leave room around sprint seeds 0 to 9 and three
-models of the notebook recipe.
-"""
+"""What is read off the folded model is true of the model."""
 
 from __future__ import annotations
 
