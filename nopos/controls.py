@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nopos import checkpoints, storage
 from nopos.analysis.attention import erase_bos_key
+from nopos.analysis.counting import COUNTER, lawful_pattern, median_dilution
 from nopos.analysis.folding import fold_layer_norm
 from nopos.analysis.replacement import Edit
 from nopos.checkpoints import Checkpoint
@@ -110,6 +111,14 @@ def _all_alike(
     return torch.where(scores.isfinite(), 0.0, scores)
 
 
+def _clock() -> Subject:
+    good = reference()
+    counts = torch.arange(good.config.n_ctx, dtype=torch.float32)
+    a = median_dilution(good.folded).float()[None, :, None].expand(1, -1, len(counts))
+    by_slot = lawful_pattern(a, counts)
+    return _edited("clock", COUNTER, lambda pattern: by_slot[..., : pattern.shape[-1], : pattern.shape[-1]])()
+
+
 def _folded_without_a_bias() -> Subject:
     return Subject("folded without a bias", _good_checkpoint(), fold=_fold_dropping_a_bias)
 
@@ -150,6 +159,11 @@ CONTENT_ALONE = Control(
     "the reference model, but layer 1's scores are less their mean over the batch; no kernel over position",
     _edited("content alone", "blocks.1.attn.hook_attn_scores", _content_alone),
 )
+CLOCK = Control(
+    "clock",
+    "the reference model, but layer 0's attention is set by the slot's number; nothing is counted",
+    _clock,
+)
 UNIFORM_LAYER_1 = Control(
     "uniform layer 1",
     "the reference model, but layer 1 attends to all it may see alike",
@@ -177,5 +191,5 @@ FOLDED_WITHOUT_A_BIAS = Control(
 
 CONTROLS = (
     UNTRAINED, HALF_TRAINED, SHUFFLED_TARGETS, TWO_BACK, NO_CAUSAL_MASK, ONE_LAYER, NO_BOS, LEARNED_POSITIONS, RELAY,
-    PERMUTED_WEIGHTS, WITHOUT_BOS_KEY, CONTENT_ALONE, UNIFORM_LAYER_1, LEAKING_POSITIONS, FOLDED_WITHOUT_A_BIAS,
+    PERMUTED_WEIGHTS, WITHOUT_BOS_KEY, CLOCK, CONTENT_ALONE, UNIFORM_LAYER_1, LEAKING_POSITIONS, FOLDED_WITHOUT_A_BIAS,
 )  # fmt: skip

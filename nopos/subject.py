@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nopos import storage
 from nopos.analysis.folding import fold_layer_norm, folded_config
-from nopos.analysis.replacement import Edit, as_hook
+from nopos.analysis.replacement import NO_EDITS, Edit, as_hook
 from nopos.checkpoints import Checkpoint
 from nopos.config import ModelConfig
 from nopos.data import HELD_OUT_SEQUENCES, held_out_tokens, mean_loss
@@ -25,7 +25,6 @@ SOLVED = 0.1
 
 ANALYSED_SEQUENCES = 64
 """Of 50 tokens each: 3,136 predictions, on which an ablation takes a fiftieth of a second."""
-NONE: Mapping[str, Edit] = {}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,7 +45,7 @@ class Subject:
         checkpoint: Checkpoint,
         *,
         fold: Fold = fold_layer_norm,
-        interventions: Mapping[str, Edit] = NONE,
+        interventions: Mapping[str, Edit] = NO_EDITS,
     ) -> None:
         """Build the model and its twin.
 

@@ -46,20 +46,20 @@ def erase_bos_key(k: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "b
 
 
 def effect_of_erasing_bos_key(model: NoPosTransformer, tokens: Tokens, *, layer: int) -> Effect:
-    """What it does that a layer's key of BOS is like any other's."""
+    """Effect of making a layer's key of BOS like any other's."""
     (effect,) = effects(model, tokens, [(f"blocks.{layer}.attn.hook_k", erase_bos_key)])
     return effect
 
 
 def effect_of_cutting(model: NoPosTransformer, tokens: Tokens, *, layer: int, offset: int) -> Effect:
-    """What it does that no query of a layer may see the key `offset` back."""
+    """Effect of hiding the key `offset` back from all queries of a layer."""
     require_offset(offset, tokens)
     (effect,) = effects(model, tokens, [(f"blocks.{layer}.attn.hook_attn_scores", lambda scores: cut(scores, offset))])
     return effect
 
 
 def effect_of_keeping_only(model: NoPosTransformer, tokens: Tokens, *, layer: int, offset: int) -> Effect:
-    """What it does that every query of a layer sees the key `offset` back and nothing else."""
+    """Effect of giving all queries of a layer the key `offset` back and nothing else."""
     require_offset(offset, tokens)
     (effect,) = effects(model, tokens, [(pattern_name(layer), lambda pattern: keep_only(pattern, offset))])
     return effect

@@ -36,7 +36,7 @@ def logit_attribution(model: NoPosTransformer, tokens: Tokens) -> Float[Tensor, 
 
     The sum over components is the logits.
     """
-    W_U, bias = _unembedding(model)
+    W_U, bias = unembedding(model)
     components = _normalized(model, tokens)
     of_components = einsum(
         components, W_U, "component batch pos d_model, d_model d_vocab -> component batch pos d_vocab"
@@ -55,7 +55,7 @@ def direct_logit_attribution(
     right answer, 0 the current token.
     """
     require_offset(offset, tokens)
-    W_U, bias = _unembedding(model)
+    W_U, bias = unembedding(model)
     W_U, bias = W_U - W_U.mean(dim=-1, keepdim=True), bias - bias.mean()
     wanted = tokens[:, : tokens.shape[-1] - offset]
     directions = rearrange(W_U[:, wanted], "d_model batch query_pos -> batch query_pos d_model")
@@ -76,7 +76,7 @@ def _normalized(model: NoPosTransformer, tokens: Tokens) -> Float[Tensor, "compo
     return (components - components.mean(dim=-1, keepdim=True)) / scale
 
 
-def _unembedding(model: NoPosTransformer) -> tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"]]:
+def unembedding(model: NoPosTransformer) -> tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"]]:
     """From what is centred and scaled to logits: the final LayerNorm's weight and bias are in it."""
     W_U, b_U = model.unembed.W_U, model.unembed.b_U
     if model.ln_final.folded:

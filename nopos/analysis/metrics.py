@@ -33,3 +33,14 @@ def correlation(first: Float[Tensor, ...], second: Float[Tensor, ...]) -> float:
     a, b = (values.double().flatten() - values.double().mean() for values in (first, second))
     norms = a.norm() * b.norm()
     return (torch.dot(a, b) / norms).item() if norms > 0 else 0.0
+
+
+def rank_correlation(first: Float[Tensor, ...], second: Float[Tensor, ...]) -> float:
+    """Spearman's correlation: Pearson's of the ranks, equal values sharing theirs; 0 where one array is constant."""
+    return correlation(_ranks(first), _ranks(second))
+
+
+def _ranks(values: Float[Tensor, ...]) -> Float[Tensor, ...]:
+    _, place, count = values.flatten().unique(return_inverse=True, return_counts=True)
+    last = count.cumsum(dim=0).double()
+    return (last - (count - 1) / 2)[place]

@@ -85,7 +85,7 @@ def effect_of_exchanging_codes(
     source = generator("random directions", 0)
 
     def answers(added: Codes) -> Answers:
-        logits = logits_with(model, tokens, hook_point, lambda activation: activation + added)
+        logits = logits_with(model, tokens, {hook_point: lambda activation: activation + added})
         near, far = (
             per_token_loss(logits, tokens, target_offset=offset)[:, queries - offset].mean().item()
             for offset in offsets

@@ -57,3 +57,21 @@ def require_as_many(other_tokens: Tokens, tokens: Tokens) -> None:
             f"other_tokens are {list(other_tokens.shape)}; they must be at least as many as the tokens, "
             f"{list(tokens.shape)}, and as long"
         )
+
+
+def require_slots(tokens: Tokens, at_least: int) -> None:
+    """Raise AnalysisError unless sequences are long enough."""
+    if tokens.shape[-1] < at_least:
+        raise AnalysisError(f"sequences have {tokens.shape[-1]} slots; this analysis needs at least {at_least}")
+
+
+def require_count(name: str, value: int, *, at_most: int) -> None:
+    """Raise AnalysisError unless the number is from 0 to what there is."""
+    if not 0 <= value <= at_most:
+        raise AnalysisError(f"{name} is {value}; it is 0 to {at_most}")
+
+
+def require_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise AnalysisError unless the value is one of the names."""
+    if value not in allowed:
+        raise AnalysisError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from nopos.model import NoPosTransformer
 
 Edit = Callable[[Float[Tensor, "batch ..."]], Float[Tensor, "..."]]
 """From an activation to what replaces it; the shape must be the same or broadcast to it."""
+NO_EDITS: Mapping[str, Edit] = {}
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,39 @@ def as_hook(edit: Edit) -> Hook:
 
 @torch.no_grad()
 def logits_with(
-    model: NoPosTransformer, tokens: Tokens, hook_point: str, edit: Edit
+    model: NoPosTransformer, tokens: Tokens, edits: Mapping[str, Edit]
 ) -> Float[Tensor, "batch pos d_vocab"]:
-    """Logits when the activation at one hook point is replaced by `edit` of it. The model is left as it was.
+    """Logits when the activation at each of some hook points is replaced by its edit. The model is left as it was.
 
     Raises:
         AnalysisError: the model has no such hook point.
     """
-    require_hook_point(model, hook_point)
-    logits: Tensor = model.run_with_hooks(tokens, fwd_hooks=[(hook_point, as_hook(edit))])
+    logits: Tensor = model.run_with_hooks(tokens, fwd_hooks=_hooks(model, edits))
     return logits
 
 
-def loss_with(model: NoPosTransformer, tokens: Tokens, hook_point: str, edit: Edit) -> float:
-    """Mean loss in nats on the previous token when one activation is replaced."""
-    return mean_loss(logits_with(model, tokens, hook_point, edit), tokens).item()
+def loss_with(model: NoPosTransformer, tokens: Tokens, edits: Mapping[str, Edit]) -> float:
+    """Mean loss in nats on the previous token when activations are replaced."""
+    return mean_loss(logits_with(model, tokens, edits), tokens).item()
+
+
+@torch.no_grad()
+def activation_with(
+    model: NoPosTransformer, tokens: Tokens, hook_point: str, edits: Mapping[str, Edit]
+) -> Float[Tensor, "batch ..."]:
+    """What passes one hook point when the activations at others are replaced.
+
+    Raises:
+        AnalysisError: the model has no such hook point.
+    """
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor, *, hook: HookPoint) -> None:  # noqa: ARG001 - called with this name
+        kept.append(tensor)
+
+    require_hook_point(model, hook_point)
+    model.run_with_hooks(tokens, fwd_hooks=[*_hooks(model, edits), (hook_point, keep)])
+    return kept[0]
 
 
 @torch.no_grad()
@@ -78,7 +97,7 @@ def effects(model: NoPosTransformer, tokens: Tokens, edits: Iterable[tuple[str, 
     answers = without.argmax(dim=-1)
 
     def effect(hook_point: str, edit: Edit) -> Effect:
-        edited = logits_with(model, tokens, hook_point, edit)
+        edited = logits_with(model, tokens, {hook_point: edit})
         edited_loss = mean_loss(edited, tokens).item()
         return Effect(
             loss=edited_loss,
@@ -89,3 +108,11 @@ def effects(model: NoPosTransformer, tokens: Tokens, edits: Iterable[tuple[str, 
         )
 
     return [effect(hook_point, edit) for hook_point, edit in edits]
+
+
+def _hooks(
+    model: NoPosTransformer, edits: Mapping[str, Edit]
+) -> list[tuple[str | Callable[..., Any], Callable[..., Any]]]:
+    for name in edits:
+        require_hook_point(model, name)
+    return [(name, as_hook(edit)) for name, edit in edits.items()]

@@ -11,9 +11,7 @@ from nopos.controls import CONTENT_ALONE, UNIFORM_LAYER_1, WITHOUT_BOS_KEY, refe
 
 
 def test_the_claims_edit_keys_values_patterns_and_the_residual_stream(evaluated):
-    assert {name: outcome.verdict for name, outcome in evaluated.outcomes.items()} == {
-        name: claim.expect for name, claim in shipped_claims().items()
-    }
+    assert {name: outcome.error for name, outcome in evaluated.outcomes.items()} == dict.fromkeys(shipped_claims())
     assert evaluated.edited <= set(evaluated.subject.model.hook_dict)
     assert len(evaluated.edited) > 23
     assert {"blocks.0.attn.hook_k", "blocks.1.attn.hook_pattern", "blocks.0.hook_resid_post"} <= evaluated.edited
@@ -28,7 +26,7 @@ def test_every_edit_of_a_claim_reaches_the_output_and_its_removal_restores_it_bi
         def jolt(activation, source=source):
             return activation * (1 + torch.rand(activation.shape, generator=source))
 
-        assert (logits_with(model, tokens, name, jolt) - before).abs().max() > 1e-3, name
+        assert (logits_with(model, tokens, {name: jolt}) - before).abs().max() > 1e-3, name
         assert torch.equal(model(tokens), before), name
 
 
@@ -44,5 +42,5 @@ def test_a_standing_edit_changes_the_output_of_model_and_twin_alike_and_survives
     before = edited.model(tokens)
     assert (before - plain.model(tokens)).abs().max() > 1
     assert (edited.folded(tokens).log_softmax(-1) - before.double().log_softmax(-1)).abs().max() < 1e-3
-    logits_with(edited.model, tokens, "hook_embed", torch.zeros_like)
+    logits_with(edited.model, tokens, {"hook_embed": torch.zeros_like})
     assert torch.equal(edited.model(tokens), before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -30,7 +31,8 @@ def test_every_claim_rejects_some_mutant():
 @pytest.mark.slow
 def test_damage_is_rejected_by_a_claim_about_the_mechanism(capsys):
     """A comparison that is false of any model with a higher loss does not count."""
-    now, before = measured(), kept()
+    now, before = measured(every=3), kept()
+    before = replace(before, mutants=before.mutants[::3])
     with capsys.disabled():
         sys.stdout.write("\n" + table(now))
     assert [score.errors for score in now.mutants if score.errors] == []

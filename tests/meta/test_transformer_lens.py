@@ -108,7 +108,7 @@ def theirs_edited(theirs, ours, tokens, hook_point):
 
 def gap_of_an_edit(theirs, ours, tokens, hook_point):
     edited = theirs_edited(theirs, ours, tokens, hook_point)
-    return (edited - logits_with(ours, tokens, hook_point, bend)).abs().max().item()
+    return (edited - logits_with(ours, tokens, {hook_point: bend})).abs().max().item()
 
 
 def test_the_logits_are_equal_with_the_bias_that_theirs_lacks(theirs, ours, tokens):
@@ -141,7 +141,7 @@ def test_the_missing_bias_is_as_large_as_it_was(theirs, ours, tokens):
 )
 def test_the_same_edit_does_the_same_in_both(theirs, ours, tokens, hook_point):
     assert gap_of_an_edit(theirs, ours, tokens, hook_point) < ROUNDING
-    assert (logits_with(ours, tokens, hook_point, bend) - ours(tokens)).abs().max() > 1e-3
+    assert (logits_with(ours, tokens, {hook_point: bend}) - ours(tokens)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("hook_point", DIFFERENT)
@@ -163,7 +163,7 @@ def test_in_theirs_an_edit_of_hook_normalized_is_one_before_weight_and_bias(thei
         return bend((normalized - ln.b) / ln.w) * ln.w + ln.b
 
     name = f"blocks.{layer}.ln1.hook_normalized"
-    expected = logits_with(ours, tokens, name, before_weight_and_bias)
+    expected = logits_with(ours, tokens, {name: before_weight_and_bias})
     assert (theirs_edited(theirs, ours, tokens, name) - expected).abs().max() < ROUNDING
 
 
@@ -191,7 +191,7 @@ def test_version_3_gives_the_same_losses_and_logits(ours, golden_tokens):
 @pytest.mark.parametrize("hook_point", OLD_HOOK_POINTS)
 def test_version_3_gives_the_same_loss_with_each_activation_at_its_mean(ours, golden_tokens, hook_point):
     """All hook points that fire there, edited as in the notebook's step 7; those of version 4 that differ included."""
-    ablated = loss_with(ours, golden_tokens, hook_point, lambda activation: activation.mean(dim=0, keepdim=True))
+    ablated = loss_with(ours, golden_tokens, {hook_point: lambda activation: activation.mean(dim=0, keepdim=True)})
     assert ablated == pytest.approx(GOLDEN["loss_at_mean"][hook_point], rel=1e-9)
 
 

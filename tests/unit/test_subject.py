@@ -47,7 +47,7 @@ def test_a_standing_edit_is_part_of_the_subject_and_rebuilt_with_it():
     subject = Subject("silenced", good, interventions={"blocks.1.hook_attn_out": torch.zeros_like})
     loss = subject.loss
     assert loss > 5
-    expected = loss_with(reference().model, subject.tokens, "blocks.1.hook_attn_out", torch.zeros_like)
+    expected = loss_with(reference().model, subject.tokens, {"blocks.1.hook_attn_out": torch.zeros_like})
     assert mean_loss(subject.model(subject.tokens), subject.tokens).item() == pytest.approx(expected)
     with pytest.raises(ClaimError, match="changed its hooks"), subject.proven_unchanged():
         subject.model.reset_hooks(including_permanent=True)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nopos.analysis.metrics import correlation, logit_difference, per_token_kl
+from nopos.analysis.metrics import correlation, logit_difference, per_token_kl, rank_correlation
 
 
 def random_logits(seed):
@@ -54,3 +54,13 @@ def test_a_correlation_is_bounded_symmetric_and_blind_to_scale_and_shift(seed, s
 
 def test_nothing_correlates_with_a_constant():
     assert correlation(random_logits(0), torch.full((2, 5, 7), 3.0)) == 0.0
+
+
+def test_ranks_by_hand():
+    """Equal values share the mean of their ranks."""
+    first, second = torch.tensor([1.0, 5.0, 5.0, 9.0]), torch.tensor([2.0, 30.0, 4.0, 100.0])
+    ranks = torch.tensor([1.0, 2.5, 2.5, 4.0]), torch.tensor([1.0, 3.0, 2.0, 4.0])
+    assert rank_correlation(first, second) == pytest.approx(correlation(*ranks))
+    assert rank_correlation(second, second.exp()) == pytest.approx(1)
+    assert rank_correlation(second, -second) == pytest.approx(-1)
+    assert rank_correlation(second, torch.ones(4)) == 0

@@ -54,7 +54,7 @@ HOOK_POINT = r"there is no hook point '{}'; names are as in 'blocks.1.hook_resid
         ],
         (lambda model, tokens: activation(model, tokens, "blocks.0.hook_z"), HOOK_POINT.format("blocks.0.hook_z")),
         (
-            lambda model, tokens: logits_with(model, tokens, "blocks.9.hook_mlp_out", torch.zeros_like),
+            lambda model, tokens: logits_with(model, tokens, {"blocks.9.hook_mlp_out": torch.zeros_like}),
             HOOK_POINT.format("blocks.9.hook_mlp_out"),
         ),
         (

@@ -1,0 +1,153 @@
+"""Layer 0 as a counter: attention to BOS is diluted by every key that is not BOS.
+
+After i other keys whose scores are alike, attention to BOS is a/(a+i) and to every other key 1/(a+i) (Kazemnejad and
+others, 2023, theorem 1). The dilution `a` is how many other keys BOS weighs as much as. It belongs to the query's token
+and is read off the weights; the law has no free number.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor
+
+from nopos.analysis.attention import Pattern, pattern_name, patterns
+from nopos.analysis.circuits import qk_circuit
+from nopos.analysis.reading import Tokens, activation, require_one_of
+from nopos.analysis.replacement import Edit, Effect, effects
+from nopos.config import BOS
+from nopos.model import NoPosTransformer
+
+COUNTER, VALUES = pattern_name(0), "blocks.0.attn.hook_v"
+Dilution = Float[Tensor, "batch head query_pos"]
+Part = Literal["all", "BOS", "others"]
+Whose = Literal["BOS", "others"]
+
+
+def dilution(folded: NoPosTransformer) -> Float[Tensor, "head query_token"]:
+    """For each query token, layer 0's weight on BOS over its mean weight on another token, from the QK circuit alone.
+
+    Raises:
+        AnalysisError: the model is not folded.
+    """
+    scores = qk_circuit(folded, layer=0)
+    over_bos = (scores - scores[..., BOS, None]).exp()
+    return 1 / over_bos[..., BOS + 1 :].mean(dim=-1)
+
+
+def median_dilution(folded: NoPosTransformer) -> Float[Tensor, " head"]:
+    """That of the median token other than BOS."""
+    return dilution(folded)[:, BOS + 1 :].median(dim=-1).values
+
+
+def dilution_of_queries(twin: NoPosTransformer, tokens: Tokens, *, one_for_all: bool = False) -> Dilution:
+    """The dilution of the token in each slot, in float32.
+
+    Args:
+        twin: the folded model.
+        one_for_all: the median token's for every slot.
+    """
+    own = rearrange(dilution(twin)[:, tokens], "head batch query_pos -> batch head query_pos").float()
+    return median_dilution(twin).float()[:, None].expand_as(own) if one_for_all else own
+
+
+def lawful_pattern(a: Dilution, counts: Float[Tensor, " query_pos"]) -> Pattern:
+    """Attention a/(a+n) to slot 0 after a count of n, the rest alike on all later slots up to the query's own.
+
+    Under the law n is the number of those slots; any other number is a count by hand. Slot 0 sees itself alone.
+    """
+    pos = a.shape[-1]
+    on_bos = a / (a + counts)
+    on_another = (1 - on_bos) / torch.arange(pos).clamp_min(1)
+    pattern = repeat(on_another, "batch head query_pos -> batch head query_pos key_pos", key_pos=pos).tril()
+    pattern[..., 0] = on_bos
+    pattern[..., 0, 0] = 1.0
+    return pattern
+
+
+def true_counts(tokens: Tokens) -> Float[Tensor, " query_pos"]:
+    """How many slots after BOS each slot sees, its own included."""
+    return torch.arange(tokens.shape[-1], dtype=torch.float32)
+
+
+def error_of_the_law(model: NoPosTransformer, tokens: Tokens, *, twin: NoPosTransformer) -> float:
+    """Root mean square of the relative error of the law's weights on BOS, over all queries from slot 1 on.
+
+    Args:
+        twin: the folded model, from which the dilutions come.
+    """
+    found = patterns(model, tokens, layer=0)[:, :, 1:, 0]
+    lawful = lawful_pattern(dilution_of_queries(twin, tokens), true_counts(tokens))[:, :, 1:, 0]
+    return (found / lawful - 1).pow(2).mean().sqrt().item()
+
+
+def effect_of_the_law(
+    model: NoPosTransformer,
+    tokens: Tokens,
+    *,
+    twin: NoPosTransformer,
+    one_for_all: bool = False,
+    part: Part = "all",
+) -> Effect:
+    """Effect of replacing layer 0's pattern by the law's.
+
+    Args:
+        twin: the folded model, from which the dilutions come.
+        one_for_all: give all queries the median token's dilution instead of their own.
+        part: replace the weight on BOS alone, the others keeping their proportions; or the proportions alone.
+    """
+    require_one_of("part", part, get_args(Part))
+    lawful = lawful_pattern(dilution_of_queries(twin, tokens, one_for_all=one_for_all), true_counts(tokens))
+
+    def replace(pattern: Pattern) -> Pattern:
+        match part:
+            case "all":
+                return lawful
+            case "BOS":
+                return _joined(lawful, pattern)
+            case "others":
+                return _joined(pattern, lawful)
+
+    (effect,) = effects(model, tokens, [(COUNTER, replace)])
+    return effect
+
+
+def erase_values(mean: Float[Tensor, "head d_head"], whose: Whose) -> Edit:
+    """The edit of layer 0's values that gives BOS, or every other slot, the same value.
+
+    Raises:
+        AnalysisError: it is neither.
+    """
+    require_one_of("whose", whose, get_args(Whose))
+
+    def erase(v: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos head d_head"]:
+        bos, others = v[:, :1], v[:, 1:]
+        return torch.cat([mean.expand_as(bos), others] if whose == "BOS" else [bos, mean.expand_as(others)], dim=1)
+
+    return erase
+
+
+def mean_value(model: NoPosTransformer, tokens: Tokens) -> Float[Tensor, "head d_head"]:
+    """Layer 0's mean value over the slots after BOS."""
+    return activation(model, tokens, VALUES)[:, 1:].mean(dim=(0, 1))
+
+
+def effect_of_erasing_values(model: NoPosTransformer, tokens: Tokens, *, other_tokens: Tokens, whose: Whose) -> Effect:
+    """Effect of replacing layer 0's value of BOS, or that of every other token, by the others' mean value.
+
+    Args:
+        other_tokens: what the mean is taken over.
+        whose: of which slots the value is replaced.
+    """
+    (effect,) = effects(model, tokens, [(VALUES, erase_values(mean_value(model, other_tokens), whose))])
+    return effect
+
+
+def _joined(on_bos: Pattern, on_others: Pattern) -> Pattern:
+    """The weight on slot 0 of one pattern, and the proportions among the other keys of another."""
+    bos, others = on_bos[..., :1], on_others[..., 1:]
+    left = (1 - bos) / others.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(others.dtype).tiny)
+    return torch.cat([bos, left * others], dim=-1)
