@@ -261,7 +261,7 @@ def test_a_member_that_diverges_is_one_line_and_the_others_are_trained(own_cache
     assert err == "nopos: training tiny, seed 1: the loss is nan at step 2; nothing was saved\n"
 
 
-@pytest.mark.parametrize("command", ["verify", "train"])
+@pytest.mark.parametrize("command", [pytest.param("verify", marks=pytest.mark.slow), "train"])
 def test_ctrl_c_during_training_ends_with_130_and_leaves_nothing(own_cache, command):
     code = (
         "import signal, sys, nopos.training.ensemble as e, nopos.cli as cli\n"

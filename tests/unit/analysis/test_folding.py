@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixtures.micro import MICRO, noisy_parameters
@@ -19,6 +19,7 @@ def model_and_twin(config, seed):
     return NoPosTransformer(config, parameters), twin
 
 
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 10_000),
     n_layers=st.integers(1, 3),

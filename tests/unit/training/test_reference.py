@@ -63,7 +63,7 @@ def test_the_first_step_has_rate_zero_and_moves_nothing(micro):
         assert (not torch.equal(model.embed.W_E, before["embed.W_E"])) is moved
 
 
-@pytest.mark.parametrize("offset", [1, 2])
+@pytest.mark.parametrize("offset", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_offset_trained_on_is_the_one_that_is_learned(micro, offset):
     config = TrainConfig(steps=200, batch_size=32, peak_lr=2e-2, warmup_steps=10, target_offset=offset, stream="own")
     model = NoPosTransformer.initialised(micro, 0)

@@ -90,6 +90,7 @@ def test_a_member_is_the_same_to_the_last_bit_alone_and_beside_others(micro, cha
     assert len({member.losses for member in together}) == 3
 
 
+@pytest.mark.slow
 def test_a_member_learns_beside_others(micro):
     settings = TrainConfig(steps=150, batch_size=32, peak_lr=2e-2, warmup_steps=10, schedule="cosine", stream="own")
     for changes in ({}, MUON):
