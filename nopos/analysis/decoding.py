@@ -94,7 +94,6 @@ def current_token_wins(
     """
     require_one_of("reader", reader, get_args(Reader))
     taken = written_of_tokens(model, other_tokens)[tokens if own else tokens.roll(1, dims=0)]
-    taken[:, 0] = 0
     edits: dict[str, Edit] = {}
     if reader != "unembedding":
         edits[READ_BY_MLP_1] = lambda residual: residual - taken

@@ -53,9 +53,9 @@ def test_turns_by_hand():
     assert smallest_turn(corner, stride=1) == pytest.approx(0)
     there_and_back = torch.tensor([[99.0, 5.0], [0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
     assert smallest_turn(there_and_back, stride=1) == pytest.approx(-1)
-    zigzag = torch.tensor([[99.0, 5.0], [0.0, 0.0], [1.0, 1.0], [2.0, 0.0], [3.0, 1.0], [4.0, 0.0]])
-    assert smallest_turn(zigzag, stride=1) == pytest.approx(0)
+    zigzag = torch.tensor([[99.0, 5.0], [0.0, 0.0], [1.0, 1.0], [2.0, 0.0], [3.0, -1.0], [4.0, 0.0]])
     assert smallest_turn(zigzag, stride=2) == pytest.approx(1)
+    assert smallest_turn(zigzag, stride=1) == pytest.approx(0)
     assert smallest_turn(torch.zeros(5, 2), stride=1) == 0
 
 
