@@ -50,7 +50,7 @@ def written_per_weight(
     reading = mean_by_token(twin, other_tokens, hook_point="blocks.1.ln1.hook_normalized")
     circuit = ov_circuit(twin, layer=1, reading=reading).sum(dim=0).float()  # [token d_model]
     weight = mean_weight_by_offset(model, tokens, layer=1)
-    row = torch.arange(len(tokens))
+    tiny, row = torch.finfo(torch.float32).eps, torch.arange(len(tokens))
     query = offsets + row % (tokens.shape[-1] - offsets)
     written, residual = activation(model, tokens, "blocks.1.hook_attn_out"), activation(model, tokens, RESIDUAL)
 
@@ -61,9 +61,9 @@ def written_per_weight(
         patched[row, slot] = activation(model, swapped, RESIDUAL)[row, slot]
         after = activation_with(model, tokens, "blocks.1.hook_attn_out", {RESIDUAL: lambda _: patched})
         change, by = (after - written)[row, query], circuit[swapped[row, slot]] - circuit[tokens[row, slot]]
-        return (change * by).sum() / by.pow(2).sum()
+        return (change * by).sum() / by.pow(2).sum().clamp_min(tiny)
 
-    return torch.stack([slope(offset) / weight[offset] for offset in range(offsets)])
+    return torch.stack([slope(offset) / weight[offset].clamp_min(tiny) for offset in range(offsets)])
 
 
 @torch.no_grad()

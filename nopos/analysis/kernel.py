@@ -52,10 +52,16 @@ class Steps:
     gain: Float[Tensor, " query_pos"]
     """By how much the query's own scores stretch those: the least-squares factor."""
 
+    @property
+    def growth(self) -> float:
+        """Gain of the last query over that of the first; 0 where that has none."""
+        first, last = self.gain[0].item(), self.gain[-1].item()
+        return last / first if first else 0.0
+
 
 def spread(steps: Float[Tensor, " query_pos"]) -> float:
-    """Largest less smallest, over the size of the mean; infinite where the mean is zero."""
-    return ((steps.max() - steps.min()) / steps.mean().abs()).item()
+    """Largest less smallest, over the size of the mean; 0 where all are zero."""
+    return ((steps.max() - steps.min()) / steps.mean().abs().clamp_min(torch.finfo(steps.dtype).eps)).item()
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,12 @@ def test_a_spread_by_hand():
     assert spread(torch.tensor([1.0, 2.0, 3.0])) == 1
     assert spread(torch.tensor([-1.0, -2.0, -3.0])) == 1
     assert spread(torch.tensor([2.0, 2.0])) == 0
+    assert spread(torch.zeros(3)) == 0
+
+
+def test_a_model_without_scores_has_no_steps_and_its_gain_does_not_grow(lawful, tokens):
+    steps = score_steps(with_parameters(lawful, W_K=0.0, b_K=0.0), tokens)
+    assert spread(steps.of_scores) == spread(steps.of_keys) == steps.growth == 0
 
 
 def test_the_match_is_the_covariance_of_query_and_key_in_one_slot(lawful, tokens):
