@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nopos.analysis.reading import Tokens, activation, require_offset
-from nopos.analysis.replacement import Effect, effects
+from nopos.analysis.replacement import Effect, effect_of
 from nopos.model import NoPosTransformer
 
 Scores = Float[Tensor, "batch head query_pos key_pos"]
@@ -47,22 +47,19 @@ def erase_bos_key(k: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "b
 
 def effect_of_erasing_bos_key(model: NoPosTransformer, tokens: Tokens, *, layer: int) -> Effect:
     """Effect of making a layer's key of BOS like any other's."""
-    (effect,) = effects(model, tokens, [(f"blocks.{layer}.attn.hook_k", erase_bos_key)])
-    return effect
+    return effect_of(model, tokens, f"blocks.{layer}.attn.hook_k", erase_bos_key)
 
 
 def effect_of_cutting(model: NoPosTransformer, tokens: Tokens, *, layer: int, offset: int) -> Effect:
     """Effect of hiding the key `offset` back from all queries of a layer."""
     require_offset(offset, tokens)
-    (effect,) = effects(model, tokens, [(f"blocks.{layer}.attn.hook_attn_scores", lambda scores: cut(scores, offset))])
-    return effect
+    return effect_of(model, tokens, f"blocks.{layer}.attn.hook_attn_scores", lambda scores: cut(scores, offset))
 
 
 def effect_of_keeping_only(model: NoPosTransformer, tokens: Tokens, *, layer: int, offset: int) -> Effect:
     """Effect of giving all queries of a layer the key `offset` back and nothing else."""
     require_offset(offset, tokens)
-    (effect,) = effects(model, tokens, [(pattern_name(layer), lambda pattern: keep_only(pattern, offset))])
-    return effect
+    return effect_of(model, tokens, pattern_name(layer), lambda pattern: keep_only(pattern, offset))
 
 
 def patterns(model: NoPosTransformer, tokens: Tokens, *, layer: int) -> Pattern:

@@ -15,7 +15,7 @@ from nopos.analysis.circuits import normalized_embedding
 from nopos.analysis.counting import dilution
 from nopos.analysis.patching import Codes, mean_code
 from nopos.analysis.reading import Tokens, require_count
-from nopos.analysis.replacement import Effect, effects
+from nopos.analysis.replacement import Effect, effect_of
 from nopos.config import BOS
 from nopos.data import generator
 from nopos.errors import AnalysisError
@@ -136,8 +136,7 @@ def effect_of_layer_0_by_law(model: NoPosTransformer, tokens: Tokens, *, twin: N
         twin: the folded model that the table is computed from.
     """
     table = residual_by_law(twin).float()[tokens, torch.arange(tokens.shape[-1])]
-    (effect,) = effects(model, tokens, [(RESIDUAL, lambda _: table)])
-    return effect
+    return effect_of(model, tokens, RESIDUAL, lambda _: table)
 
 
 def _centred(codes: Float[Tensor, "pos width"]) -> Float[Tensor, "slot_after_BOS width"]:
@@ -154,5 +153,4 @@ def _effect_of_adding(
     model: NoPosTransformer, tokens: Tokens, added: Float[Tensor, "slot_after_BOS width"], hook_point: str
 ) -> Effect:
     at_slots = torch.cat([torch.zeros_like(added[:1]), added])
-    (effect,) = effects(model, tokens, [(hook_point, lambda activation: activation + at_slots)])
-    return effect
+    return effect_of(model, tokens, hook_point, lambda activation: activation + at_slots)

@@ -17,7 +17,7 @@ from torch import Tensor
 from nopos.analysis.attention import Pattern, pattern_name, patterns
 from nopos.analysis.circuits import qk_circuit
 from nopos.analysis.reading import Tokens, activation, require_one_of
-from nopos.analysis.replacement import Edit, Effect, effects
+from nopos.analysis.replacement import Edit, Effect, effect_of
 from nopos.config import BOS
 from nopos.model import NoPosTransformer
 
@@ -111,8 +111,7 @@ def effect_of_the_law(
             case "others":
                 return _joined(pattern, lawful)
 
-    (effect,) = effects(model, tokens, [(COUNTER, replace)])
-    return effect
+    return effect_of(model, tokens, COUNTER, replace)
 
 
 def erase_values(mean: Float[Tensor, "head d_head"], whose: Whose) -> Edit:
@@ -142,8 +141,7 @@ def effect_of_erasing_values(model: NoPosTransformer, tokens: Tokens, *, other_t
         other_tokens: what the mean is taken over.
         whose: of which slots the value is replaced.
     """
-    (effect,) = effects(model, tokens, [(VALUES, erase_values(mean_value(model, other_tokens), whose))])
-    return effect
+    return effect_of(model, tokens, VALUES, erase_values(mean_value(model, other_tokens), whose))
 
 
 def _joined(on_bos: Pattern, on_others: Pattern) -> Pattern:

@@ -19,7 +19,8 @@ from nopos.analysis.codes import RESIDUAL
 from nopos.analysis.embedding import mean_by_token
 from nopos.analysis.metrics import logit_difference
 from nopos.analysis.reading import Tokens, activation, activations, require_as_many, require_count, require_one_of
-from nopos.analysis.replacement import Edit, Effect, activation_with, effects, logits_with
+from nopos.analysis.replacement import Edit, Effect, activation_with, effect_of, logits_with
+from nopos.data import targets
 from nopos.model import NoPosTransformer
 
 NEURONS_1 = "blocks.1.mlp.hook_post"
@@ -94,14 +95,16 @@ def current_token_wins(
     """
     require_one_of("reader", reader, get_args(Reader))
     taken = written_of_tokens(model, other_tokens)[tokens if own else tokens.roll(1, dims=0)]
-    edits: dict[str, Edit] = {}
-    if reader != "unembedding":
-        edits[READ_BY_MLP_1] = lambda residual: residual - taken
-    if reader == "unembedding":
-        edits[READ_BY_UNEMBEDDING] = lambda residual: residual - taken
-    if reader == "MLP 1":
-        edits[READ_BY_UNEMBEDDING] = lambda residual: residual + taken  # what it takes from the one it gives the other
-    lead = logit_difference(logits_with(model, tokens, edits), tokens)
+
+    def take(residual: Tensor) -> Tensor:
+        return residual - taken
+
+    edits: dict[Reader, dict[str, Edit]] = {
+        "MLP 1": {READ_BY_MLP_1: take, READ_BY_UNEMBEDDING: lambda residual: residual + taken},
+        "unembedding": {READ_BY_UNEMBEDDING: take},
+        "both": {READ_BY_MLP_1: take},  # the unembedding reads the same stream
+    }
+    lead = logit_difference(logits_with(model, tokens, edits[reader]), tokens)
     return (lead < 0)[tokens[:, 1:] != tokens[:, :-1]].float().mean().item()
 
 
@@ -114,7 +117,7 @@ def contributions(
     Args:
         wanted: whose logit; by default the previous token's.
     """
-    wanted = tokens[:, :-1] if wanted is None else wanted
+    wanted = targets(tokens) if wanted is None else wanted
     read = activations(model, tokens, [NEURONS_1, "ln_final.hook_scale"])
     W_U, _ = unembedding(model)
     W_out = model.block(1).mlp.W_out
@@ -144,9 +147,7 @@ def effect_of_silencing_neurons(model: NoPosTransformer, tokens: Tokens, *, coun
     """
     require_one_of("whom", whom, get_args(Whom))
     require_count("count", count, at_most=model.config.d_mlp)
-    wanted = tokens[:, :-1] if whom == "right" else tokens[:, :-1].roll(1, dims=0)
-    chosen = contributions(model, tokens, wanted).topk(count, dim=-1).indices
+    chosen = contributions(model, tokens, targets(tokens, shuffled=whom == "wrong")).topk(count, dim=-1).indices
     silent = torch.zeros(*tokens.shape, model.config.d_mlp, dtype=torch.bool)
     silent[:, 1:] = silent[:, 1:].scatter(-1, chosen, value=True)
-    (effect,) = effects(model, tokens, [(NEURONS_1, lambda post: post.masked_fill(silent, 0.0))])
-    return effect
+    return effect_of(model, tokens, NEURONS_1, lambda post: post.masked_fill(silent, 0.0))

@@ -18,7 +18,7 @@ from nopos.analysis.codes import RESIDUAL, residual_by_law
 from nopos.analysis.patching import SPACING, Codes, mean_code, random_directions
 from nopos.analysis.places import KEYS, LATE, QUERIES
 from nopos.analysis.reading import Tokens, activation, activations, require_slots
-from nopos.analysis.replacement import Effect, activation_with, effects, logits_with
+from nopos.analysis.replacement import Effect, activation_with, effect_of, logits_with
 from nopos.config import BOS
 from nopos.data import generator, per_token_loss
 from nopos.model import NoPosTransformer
@@ -133,13 +133,16 @@ def match_with_own_token(model: NoPosTransformer, tokens: Tokens) -> float:
 
 
 @torch.no_grad()
-def scores_by_law(folded: NoPosTransformer, *, own_token: bool = True) -> Float[Tensor, "head query_pos key_pos"]:
+def scores_by_law(
+    folded: NoPosTransformer, *, pos: int, own_token: bool = True
+) -> Float[Tensor, "head query_pos key_pos"]:
     """Layer 1's mean scores from the weights and the law of dilution alone, no sequence being read.
 
     Args:
+        pos: of how many slots.
         own_token: know that query and key are of one token where they are of one slot; otherwise of any two.
     """
-    attention, normalized = folded.block(1).attn, folded.block(1).ln1(residual_by_law(folded)[BOS + 1 :])
+    attention, normalized = folded.block(1).attn, folded.block(1).ln1(residual_by_law(folded)[BOS + 1 :, :pos])
     project = "token slot d_model, head d_model d_head -> token slot head d_head"
     q = einsum(normalized, attention.W_Q, project) + attention.b_Q
     k = einsum(normalized, attention.W_K, project) + attention.b_K
@@ -147,7 +150,7 @@ def scores_by_law(folded: NoPosTransformer, *, own_token: bool = True) -> Float[
     if own_token:
         own = einsum(q, k, "token slot head d_head, token slot head d_head -> head slot") / len(q)
         scores.diagonal(dim1=-2, dim2=-1)[:] = own
-    permitted = attention.permitted[: scores.shape[-1], : scores.shape[-1]]
+    permitted = attention.permitted[:pos, :pos]
     return (scores / attention.scale).masked_fill(~permitted, -torch.inf)
 
 
@@ -160,9 +163,8 @@ def effect_of_scores_by_law(
         twin: the folded model that the scores are computed from.
         own_token: as in `scores_by_law`.
     """
-    scores = scores_by_law(twin, own_token=own_token)[:, : tokens.shape[-1], : tokens.shape[-1]].float()
-    (effect,) = effects(model, tokens, [(SCORES, lambda _: scores)])
-    return effect
+    scores = scores_by_law(twin, pos=tokens.shape[-1], own_token=own_token).float()
+    return effect_of(model, tokens, SCORES, lambda _: scores)
 
 
 def share_explained_by_law(
@@ -175,7 +177,7 @@ def share_explained_by_law(
         own_token: as in `scores_by_law`.
     """
     found = near(activation(model, tokens, SCORES).mean(dim=0, keepdim=True))
-    lawful = scores_by_law(twin, own_token=own_token)[:, : tokens.shape[-1], : tokens.shape[-1]]
+    lawful = scores_by_law(twin, pos=tokens.shape[-1], own_token=own_token)
     return _share(near(lawful.to(found)[None]), found)
 
 
@@ -191,7 +193,7 @@ def moved_scores(
     """
     require_slots(tokens, LATE + SPACING + 3)
     before = activation(model, tokens, SCORES)
-    codes, lawful = mean_code(model, other_tokens, hook_point=RESIDUAL), scores_by_law(twin)
+    codes, lawful = mean_code(model, other_tokens, hook_point=RESIDUAL), scores_by_law(twin, pos=tokens.shape[-1])
     slots = torch.arange(LATE, tokens.shape[-1] - SPACING - 2, SPACING)
     queries = slots + SPACING + 2  # between the moved slots, and after wherever these are moved to
     source = generator("random directions", 0)

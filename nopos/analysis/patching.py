@@ -63,6 +63,16 @@ def random_directions(added: Codes, source: torch.Generator) -> Codes:
     return noise * (added.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
 
 
+def answers_at(
+    logits: Float[Tensor, "batch pos d_vocab"], tokens: Tokens, queries: Int[Tensor, " query"], offsets: tuple[int, int]
+) -> Answers:
+    """The answers of some queries, about the tokens at two offsets before each."""
+    near, far = (
+        per_token_loss(logits, tokens, target_offset=offset)[:, queries - offset].mean().item() for offset in offsets
+    )
+    return Answers(near, far)
+
+
 @torch.no_grad()
 def effect_of_exchanging_codes(
     model: NoPosTransformer, tokens: Tokens, *, other_tokens: Tokens, hook_point: str, offsets: tuple[int, int]
@@ -86,11 +96,7 @@ def effect_of_exchanging_codes(
 
     def answers(added: Codes) -> Answers:
         logits = logits_with(model, tokens, {hook_point: lambda activation: activation + added})
-        near, far = (
-            per_token_loss(logits, tokens, target_offset=offset)[:, queries - offset].mean().item()
-            for offset in offsets
-        )
-        return Answers(near, far)
+        return answers_at(logits, tokens, queries, offsets)
 
     return Exchange(
         before=answers(torch.zeros_like(code)),

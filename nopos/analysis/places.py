@@ -28,11 +28,10 @@ from nopos.analysis.counting import (
     median_dilution,
     true_counts,
 )
-from nopos.analysis.patching import SPACING, Answers
+from nopos.analysis.patching import SPACING, Answers, answers_at
 from nopos.analysis.reading import Tokens, activations, require_slots
 from nopos.analysis.replacement import NO_EDITS, Edit, activation_with, logits_with
 from nopos.config import BOS
-from nopos.data import per_token_loss
 from nopos.errors import AnalysisError
 from nopos.model import NoPosTransformer
 
@@ -229,11 +228,7 @@ def answers_to_exchanged_counts(
 
     def answers(counts: Float[Tensor, " query_pos"]) -> Answers:
         pattern = lawful_pattern(a, counts)
-        logits = logits_with(model, tokens, {COUNTER: lambda _: pattern})
-        near, far = (
-            per_token_loss(logits, tokens, target_offset=offset)[:, queries - offset].mean().item() for offset in (1, 2)
-        )
-        return Answers(near, far)
+        return answers_at(logits_with(model, tokens, {COUNTER: lambda _: pattern}), tokens, queries, (1, 2))
 
     return answers(counts), answers(exchanged)
 

@@ -110,6 +110,12 @@ def effects(model: NoPosTransformer, tokens: Tokens, edits: Iterable[tuple[str, 
     return [effect(hook_point, edit) for hook_point, edit in edits]
 
 
+def effect_of(model: NoPosTransformer, tokens: Tokens, hook_point: str, edit: Edit) -> Effect:
+    """The effect of one edit; see `effects`."""
+    (effect,) = effects(model, tokens, [(hook_point, edit)])
+    return effect
+
+
 def _hooks(
     model: NoPosTransformer, edits: Mapping[str, Edit]
 ) -> list[tuple[str | Callable[..., Any], Callable[..., Any]]]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fixtures.micro import twin_of
 from nopos.analysis.circuits import (
     copying_rank,
     full_ov_circuit,
@@ -13,7 +14,6 @@ from nopos.analysis.circuits import (
     qk_circuit,
 )
 from nopos.analysis.embedding import mean_by_token
-from nopos.analysis.folding import fold_layer_norm, folded_config
 from nopos.analysis.metrics import correlation
 from nopos.analysis.patching import response_to_swapped_token
 from nopos.controls import reference
@@ -28,12 +28,12 @@ def folded(micro, noisy):
     """Without positions, so that layer 0 reads tokens alone."""
     parameters = noisy(micro, 0)
     parameters["pos_embed.W_pos"].zero_()
-    return NoPosTransformer(folded_config(micro), fold_layer_norm(micro, parameters))
+    return twin_of(NoPosTransformer(micro, parameters))
 
 
 @pytest.fixture
 def relay():
-    return NoPosTransformer(folded_config(RELAY_CONFIG), fold_layer_norm(RELAY_CONFIG, relay_parameters()))
+    return twin_of(NoPosTransformer(RELAY_CONFIG, relay_parameters()))
 
 
 def test_the_qk_circuit_of_layer_0_is_its_scores(folded, micro):

@@ -7,16 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fixtures.micro import MICRO, noisy_parameters
+from fixtures.micro import MICRO, noisy_parameters, twin_of
 from nopos.analysis.folding import fold_layer_norm, folded_config, largest_log_prob_gap
 from nopos.data import held_out_tokens
 from nopos.model import NoPosTransformer
 
 
 def model_and_twin(config, seed):
-    parameters = noisy_parameters(config, seed)
-    twin = NoPosTransformer(folded_config(config), fold_layer_norm(config, parameters))
-    return NoPosTransformer(config, parameters), twin
+    model = NoPosTransformer(config, noisy_parameters(config, seed))
+    return model, twin_of(model)
 
 
 @settings(max_examples=30)

@@ -141,11 +141,11 @@ def test_where_the_law_is_exact_the_scores_by_law_are_the_mean_scores(lawful, ev
     expected = q.mean(0) @ k.mean(0).T / 2
     own = cache[SCORES][:, 0].mean(dim=0).diagonal()
     permitted = torch.ones(26, 26).tril().bool()
-    found = scores_by_law(twin, own_token=False)[0]
+    found = scores_by_law(twin, pos=26, own_token=False)[0]
     torch.testing.assert_close(found[1:, 1:][permitted[1:, 1:]], expected[1:, 1:][permitted[1:, 1:]])
     torch.testing.assert_close(found[1:, 0], expected[1:, 0])
     assert (found[~permitted] == -torch.inf).all()
-    with_own = scores_by_law(twin)[0]
+    with_own = scores_by_law(twin, pos=26)[0]
     torch.testing.assert_close(with_own.diagonal()[1:], own[1:])
     torch.testing.assert_close(with_own.tril(-1)[permitted], found.tril(-1)[permitted])
 
@@ -153,7 +153,7 @@ def test_where_the_law_is_exact_the_scores_by_law_are_the_mean_scores(lawful, ev
 def test_scores_by_law_are_put_in_the_place_of_scores(lawful, tokens):
     twin = twin_of(lawful)
     for own_token in (True, False):
-        scores = scores_by_law(twin, own_token=own_token).float()
+        scores = scores_by_law(twin, pos=26, own_token=own_token).float()
         edited = lawful.run_with_hooks(tokens, fwd_hooks=[(SCORES, lambda old, hook, new=scores: new.expand_as(old))])
         expected = per_token_kl(lawful(tokens), edited).mean().item()
         found = effect_of_scores_by_law(lawful, tokens, twin=twin, own_token=own_token).kl
@@ -177,7 +177,7 @@ def test_moved_scores_by_hand(lawful, tokens):
     moved = moved_scores(lawful, tokens, other_tokens=tokens, twin=twin)
     slots = [10, 15]
     assert moved.said.shape == moved.found.shape == moved.random.shape == (1, len(slots) * len(SHIFTS))
-    lawful_scores, codes = scores_by_law(twin)[0], mean_code(lawful, tokens, hook_point=RESIDUAL)
+    lawful_scores, codes = scores_by_law(twin, pos=26)[0], mean_code(lawful, tokens, hook_point=RESIDUAL)
     added = torch.zeros_like(codes)
     for slot in slots:
         added[slot] = codes[slot + SHIFTS[1]] - codes[slot]
@@ -274,4 +274,4 @@ def test_the_table_of_layer_0_is_what_scores_by_law_read(lawful):
     normalized = twin.block(1).ln1(table)
     q = (normalized[1:] @ attention.W_Q[0] + attention.b_Q[0]).mean(0)
     k = normalized[0, 0] @ attention.W_K[0] + attention.b_K[0]
-    torch.testing.assert_close(scores_by_law(twin)[0, 1:, 0], (q @ k / 2)[1:])
+    torch.testing.assert_close(scores_by_law(twin, pos=26)[0, 1:, 0], (q @ k / 2)[1:])
