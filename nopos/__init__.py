@@ -9,40 +9,48 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nopos.cache import load_or_train
-    from nopos.checkpoints import load
-    from nopos.claims import claim
-    from nopos.config import RECIPES, ModelConfig, Recipe, TrainConfig
-    from nopos.controls import CONTROLS, Control
+    from nopos.claims.claim import claim
+    from nopos.claims.control import Control
+    from nopos.claims.outcome import Controls
+    from nopos.claims.verdict import check
     from nopos.errors import NoposError
-    from nopos.model import NoPosTransformer
-    from nopos.subject import Subject
+    from nopos.model.config import ModelConfig
+    from nopos.model.recipes import RECIPES, Recipe, TrainConfig
+    from nopos.model.transformer import NoPosTransformer
+    from nopos.storage.cache import load_or_train
+    from nopos.storage.checkpoints import load
+    from nopos.subjects.controls import CONTROLS
+    from nopos.subjects.subject import Subject
 
 _HOME = {
-    "CONTROLS": "controls",
-    "Control": "controls",
-    "ModelConfig": "config",
-    "NoPosTransformer": "model",
+    "CONTROLS": "subjects.controls",
+    "Control": "claims.control",
+    "Controls": "claims.outcome",
+    "ModelConfig": "model.config",
+    "NoPosTransformer": "model.transformer",
     "NoposError": "errors",
-    "RECIPES": "config",
-    "Recipe": "config",
-    "Subject": "subject",
-    "TrainConfig": "config",
-    "claim": "claims",
-    "load": "checkpoints",
-    "load_or_train": "cache",
+    "RECIPES": "model.recipes",
+    "Recipe": "model.recipes",
+    "Subject": "subjects.subject",
+    "TrainConfig": "model.recipes",
+    "check": "claims.verdict",
+    "claim": "claims.claim",
+    "load": "storage.checkpoints",
+    "load_or_train": "storage.cache",
 }
 
 __all__ = [
     "CONTROLS",
     "RECIPES",
     "Control",
+    "Controls",
     "ModelConfig",
     "NoPosTransformer",
     "NoposError",
     "Recipe",
     "Subject",
     "TrainConfig",
+    "check",
     "claim",
     "load",
     "load_or_train",

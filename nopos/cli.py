@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import io
-import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import Any
 
-from nopos.errors import CheckpointError, ConfigError, NoposError, TrainingError
-
-if TYPE_CHECKING:
-    import pytest
-
-    from nopos.pytest_plugin import LedgerKeeper
+from nopos.errors import ConfigError, NoposError, TrainingError
 
 OK, UNEXPECTED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 MOST_SEEDS = 1_000_000
@@ -27,6 +20,7 @@ MOST_SEEDS = 1_000_000
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 as expected, 1 not so, 2 bad input, 130 interrupted."""
     options = _parser().parse_args(arguments)
+    options.command = shlex.join(["nopos", *(sys.argv[1:] if arguments is None else arguments)])
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"nopos: {message}", file=sys.stderr)
@@ -56,6 +50,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("--recipe", metavar="NAME", help="check a model of this recipe, from the cache or trained now")
     verify.add_argument("--seed", type=int, metavar="N", help="seed of that model (default: 0)")
+    verify.add_argument("--list", action="store_true", help="print the claims, and check none")
+    verify.add_argument(
+        "-k",
+        dest="keywords",
+        metavar="EXPRESSION",
+        help="check the claims whose names match; words with and, or, not, as for pytest",
+    )
     verify.add_argument("--json", metavar="FILE", help="write what was measured as one JSON object")
     verify.add_argument("--device", metavar="D", help="where to train: cpu or cuda (default: CUDA where there is one)")
     verify.set_defaults(run=_verify)
@@ -71,6 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     bench = commands.add_parser("bench", help="how fast training is: every engine side by side; takes some minutes")
+    bench.add_argument(
+        "--against", metavar="COMMIT", help="time this version against a commit's instead; exits 1 if it is slower"
+    )
+    bench.add_argument("--rounds", type=int, metavar="N", help="rounds of --against, at least 6 (default: 10)")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write what was measured as one JSON object")
     bench.add_argument("--device", metavar="D", help="cpu or cuda (default: CUDA where there is one)")
     bench.set_defaults(run=_bench)
@@ -78,85 +83,26 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    """Run pytest on the shipped claims, with a progress bar for its output and our table for its summary."""
-    import pytest
+    from nopos import verify
 
-    from nopos.shipped import CLAIMS, VERIFY_INI
-
-    _prepare(options)
-    arguments = [str(CLAIMS), f"-c{VERIFY_INI}", f"--rootdir={CLAIMS}", f"--confcutdir={CLAIMS}"]
-    arguments += [f"--nopos-checkpoint={path}" for path in options.checkpoint]
-    for name in ("recipe", "seed", "device", "json"):
-        value = getattr(options, name)
-        if value is not None:
-            arguments.append(f"--nopos-{name}={value}")
-    watcher, output = _Watcher(), io.StringIO()
-    foreign = os.environ.pop("PYTEST_ADDOPTS", None)  # meant for other suites; it must not decide which claims run
-    try:
-        with redirect_stdout(output), redirect_stderr(output):
-            code = pytest.main(arguments, plugins=[watcher])
-    finally:
-        watcher.progress.close()
-        if foreign is not None:
-            os.environ["PYTEST_ADDOPTS"] = foreign
-    if watcher.interrupted:
-        raise KeyboardInterrupt
-    if code == pytest.ExitCode.USAGE_ERROR:
-        problems = [line for line in output.getvalue().splitlines() if "nopos: " in line] or [output.getvalue()]
-        raise ConfigError(problems[-1].partition("nopos: ")[2] or problems[-1])
-    if code == pytest.ExitCode.NO_TESTS_COLLECTED:
-        raise ConfigError(f"{CLAIMS}: holds no claims; there is nothing to run")
-    print("\n".join(watcher.keeper.ledger.table()).strip("\n"))
-    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        print(output.getvalue(), file=sys.stderr)
-    return OK if code == pytest.ExitCode.OK else UNEXPECTED
-
-
-def _prepare(options: argparse.Namespace) -> None:
-    """Load or train the named models before pytest starts, so that bars, mistakes and Ctrl-C are not its affair."""
-    from nopos import cache, checkpoints
-    from nopos.config import ModelConfig, changes, recipe_named
-
-    if options.recipe is not None:
-        device = checkpoints.device_named(options.device)
-        cache.load_or_train(recipe_named(options.recipe), options.seed or 0, device)
-    for path in map(Path, options.checkpoint):
-        sizes = changes(checkpoints.load(path).config, ModelConfig())
-        for name in sizes.keys() - {"causal", "positions"}:
-            wanted = getattr(ModelConfig(), name)
-            raise CheckpointError(f"{path}: is a model with {name} {sizes[name]}; the claims are about {name} {wanted}")
-
-
-class _Watcher:
-    """Shows which claim is being checked, and tells Ctrl-C from the other reasons for which pytest ends early."""
-
-    def __init__(self) -> None:
-        from tqdm.auto import tqdm
-
-        self.interrupted = False
-        self.progress = tqdm(desc="loading", unit="claim", disable=None, leave=False, file=sys.stderr)
-
-    def pytest_configure(self, config: pytest.Config) -> None:
-        self.keeper = cast("LedgerKeeper", config.pluginmanager.get_plugin("nopos ledger"))
-
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self.progress.reset(total=len(session.items))
-
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        from nopos.ledger import sentence
-
-        self.progress.set_description(sentence(nodeid.split("[", maxsplit=1)[0])[:60])
-
-    def pytest_runtest_logfinish(self) -> None:
-        self.progress.update()
-
-    def pytest_keyboard_interrupt(self) -> None:
-        self.interrupted = True
+    if options.list:
+        print("\n".join(verify.list_claims(options.keywords)))
+        return OK
+    wanted = verify.Wanted(
+        files=options.checkpoint,
+        recipe=options.recipe,
+        seed=options.seed,
+        device=options.device,
+        keywords=options.keywords,
+        json=options.json,
+        command=options.command,
+    )
+    return OK if verify.verify(wanted) else UNEXPECTED
 
 
 def _train(options: argparse.Namespace) -> int:
-    from nopos import cache, checkpoints, storage
-    from nopos.config import in_precision, recipe_named
+    from nopos.model.recipes import in_precision, recipe_named
+    from nopos.storage import cache, checkpoints, files
     from nopos.training import trainer
 
     recipe = recipe_named(options.recipe)
@@ -165,7 +111,7 @@ def _train(options: argparse.Namespace) -> int:
     device = checkpoints.device_named(options.device)
     seeds = _seeds(options)
     if options.out is not None:
-        storage.require_writable(options.out)
+        files.require_writable(options.out)
     code = OK
     for seed, trained in zip(seeds, cache.load_or_train_each(recipe, seeds, device), strict=True):
         if isinstance(trained, TrainingError):
@@ -182,22 +128,52 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    import json
+    from nopos.bench import run, table
+    from nopos.storage import checkpoints
 
-    from nopos import bench, bench_table, checkpoints, storage
-
+    if options.against is not None:
+        return _bench_against(options)
+    if options.rounds is not None:
+        raise ConfigError(f"rounds is {options.rounds}; it goes with --against COMMIT, which is missing")
     device = checkpoints.device_named(options.device)
-    if options.json is not None:
-        storage.require_place(options.json, what="benchmark", holding={"schema", "engines"})
-    result = bench.measure(device)
-    print("\n".join(bench_table.table(result)))
-    if options.json is not None:
-        storage.write_atomically(options.json, (json.dumps(result, indent=1) + "\n").encode())
+    _require_place(options.json, what="benchmark", holding={"schema", "engines"})
+    result = run.measure(device)
+    _print_and_write(options.json, result, table.table(result))
     return OK
 
 
+def _bench_against(options: argparse.Namespace) -> int:
+    from nopos.bench import against
+    from nopos.storage import checkpoints
+
+    device = checkpoints.device_named(options.device)
+    _require_place(options.json, what="comparison", holding={"schema", "ratios"})
+    rounds = against.ROUNDS if options.rounds is None else options.rounds
+    result = against.compare(options.against, Path.cwd(), device, rounds=rounds)
+    _print_and_write(options.json, result, against.table(result))
+    return UNEXPECTED if any(row["is_regression"] for row in result["ratios"]) else OK
+
+
+def _require_place(path: Path | None, *, what: str, holding: set[str]) -> None:
+    """Before the long work: see that a JSON file can be written there, if one is wanted."""
+    from nopos.storage import files
+
+    if path is not None:
+        files.require_place(path, what=what, holding=holding)
+
+
+def _print_and_write(path: Path | None, result: dict[str, Any], lines: Sequence[str]) -> None:
+    import json
+
+    from nopos.storage import files
+
+    print("\n".join(lines))
+    if path is not None:
+        files.write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
+
+
 def _seeds(options: argparse.Namespace) -> Sequence[int]:
-    from nopos.config import require_seed
+    from nopos.model.config import require_seed
 
     if options.seeds is None:
         return [options.seed or 0]

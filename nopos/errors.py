@@ -33,3 +33,11 @@ class ClaimError(NoposError):
 
 class DamagedCacheEntry(UserWarning):
     """A cached model failed verification; it was set aside and is trained again."""
+
+
+def require_one_of(
+    name: str, value: object, allowed: tuple[str, ...], *, error: type[NoposError] = ConfigError
+) -> None:
+    """Raise the error unless the value is one of the names."""
+    if value not in allowed:
+        raise error(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")

@@ -8,7 +8,7 @@ It computes what `NoPosTransformer` computes, shaped for training. What mathemat
 - With one head at least as wide as the model, W_Q W_K^T acts as one matrix and W_V W_O as another. The key bias adds
   the same to all scores of a query and falls out of the softmax: its gradient is 0, where the reference loop has
   rounding noise.
-- The last layer's MLP and the logits exist only for slots that have something to predict.
+- The last layer's MLP and the logits exist only for positions that have something to predict.
 - A batch's gradient is the sum of its parts', so some sequences at a time go forward and back: their activations stay
   in the cache, and never do all logits exist at once. What follows from the parameters alone is made once for all.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,9 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nopos.config import LAYER_NORM_EPS, ModelConfig, Precision
-from nopos.data import targets
+from nopos.model.config import LAYER_NORM_EPS, ModelConfig
+from nopos.model.data import targets
+from nopos.model.recipes import Precision
 from nopos.training.linear import linear
 
 Stacked = Mapping[str, Float[Tensor, "model ..."]]
@@ -43,7 +45,7 @@ def logits(
     config: ModelConfig, parameters: Stacked, tokens: Int[Tensor, "model batch pos"]
 ) -> Float[Tensor, "model batch pos d_vocab"]:
     """Each model's logits on its own tokens."""
-    rows = _logits(config, _weights(config, parameters), tokens, first_slot=0, precision="full")
+    rows = _logits(config, _weights(config, parameters), tokens, first_position=0, precision="full")
     return rearrange(rows, "model (batch pos) d_vocab -> model batch pos d_vocab", batch=tokens.shape[1])
 
 
@@ -97,8 +99,8 @@ def _losses(
     *,
     precision: Precision,
 ) -> Float[Tensor, " model"]:
-    first_slot = tokens.shape[-1] - wanted.shape[-1]
-    predictions = _logits(config, weights, tokens, first_slot=first_slot, precision=precision)
+    first_position = tokens.shape[-1] - wanted.shape[-1]
+    predictions = _logits(config, weights, tokens, first_position=first_position, precision=precision)
     per_token = F.cross_entropy(predictions.flatten(0, 1), wanted.flatten(), reduction="none")
     return rearrange(per_token, "(model row) -> model row", model=len(tokens)).mean(dim=1)
 
@@ -108,10 +110,10 @@ def _logits(
     weights: Mapping[str, Tensor],
     tokens: Int[Tensor, "model batch pos"],
     *,
-    first_slot: int,
+    first_position: int,
     precision: Precision,
 ) -> Float[Tensor, "model row d_vocab"]:
-    """Logits at the slots from `first_slot` on, sequence after sequence.
+    """Logits at the positions from `first_position` on, sequence after sequence.
 
     The residual stream, LayerNorms, softmaxes and the logits keep the parameters' dtype whatever the factors have.
     """
@@ -120,9 +122,7 @@ def _logits(
     rows = _look_up(weights["embed"], flat)  # [model row d_model], the residual stream
     factor = torch.bfloat16 if precision == "bfloat16" else rows.dtype
     factors = {name: value.to(factor) for name, value in weights.items() if name not in ("embed", "positions")}
-
-    def through(name: str, read: Tensor, *, relu: bool = False) -> Tensor:
-        return linear(read, factors[f"{name}.W"], factors[f"{name}.b"], relu=relu)
+    through = partial(_through, factors)
 
     if config.positions == "learned":
         rows = rows + repeat(
@@ -139,10 +139,14 @@ def _logits(
         z = _attend(config, q, k, v, batch=batch)
         rows = rows + (z if _products_act(config) else through(f"{block}.o", z))
         if layer == config.n_layers - 1:
-            by_slot = rearrange(rows, "model (batch pos) d_model -> model batch pos d_model", batch=batch)
-            rows = rearrange(by_slot[:, :, first_slot:], "model batch pos d_model -> model (batch pos) d_model")
+            by_position = rearrange(rows, "model (batch pos) d_model -> model batch pos d_model", batch=batch)
+            rows = rearrange(by_position[:, :, first_position:], "model batch pos d_model -> model (batch pos) d_model")
         rows = rows + through(f"{block}.out", through(f"{block}.in", _normalized(rows).to(factor), relu=True))
     return through("unembed", _normalized(rows).to(factor)).to(rows.dtype)
+
+
+def _through(factors: Mapping[str, Tensor], name: str, read: Tensor, *, relu: bool = False) -> Tensor:
+    return linear(read, factors[f"{name}.W"], factors[f"{name}.b"], relu=relu)
 
 
 def _attend(

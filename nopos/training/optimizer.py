@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nopos.config import TrainConfig
+from nopos.model.recipes import TrainConfig
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the odd quintic by which Muon orthogonalises: steep at 0, so that five rounds are enough."""

@@ -10,9 +10,9 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from nopos.config import TrainConfig
-from nopos.data import mean_loss
 from nopos.errors import TrainingError
+from nopos.model.data import mean_loss
+from nopos.model.recipes import TrainConfig
 
 
 def train(

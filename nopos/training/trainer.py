@@ -1,20 +1,7 @@
 """The fast loop: what the notebook's loop does, for many models at once.
 
-What it takes from mathematics is in `ensemble`, what from the machine in `linear` and here. Milliseconds a step on two
-cores of an AMD EPYC, 2026-11-23, each pair in one run, of what was tried beside it and not kept:
-
-- All gradients written by hand, without autograd: 82 against 87 (batch 256), 13.2 against 13.6 (32), on one core; not
-  worth twice the code.
-- `F.scaled_dot_product_attention`: 60.0 against 58.2 (256), 8.8 against 9.3 (32). In bfloat16 it took 4.0 where its
-  float32 took 1.5 for a layer.
-- A cross-entropy that makes its gradient at once: 50.1 against 51.6 (256), 9.0 against 9.2 (32).
-- Two threads with half the batch each and one core for each: 66.7 against 82.3 (256) in a noisy hour, 15.1 against 10.5
-  (32).
-- `torch.autocast` to bfloat16 over torch's own products: 76.0 against 78.3 (256).
-- A batch of 256 whole: 67.2, in parts of 128 sequences 47.5, of 64 50.4, of 32 55.9. Parts of 128 in float32 let glibc
-  give memory back at every step, so they are a little smaller.
-- `torch.compile` of the forward pass over torch's own products: 11.1 against 9.2 (32), after 25 s of compiling.
-- Embeddings by `F.embedding`: its gradient takes 0.147 where that of `index_select` takes 0.041, for 3,200 rows.
+What it takes from mathematics is in `ensemble`, what from the machine in `linear` and here. What was tried beside it
+and did not help stands with its numbers in `docs/training.md`.
 """
 
 from __future__ import annotations
@@ -30,10 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from nopos.config import ModelConfig, Recipe, TrainConfig
-from nopos.data import HELD_OUT_SEQUENCES, held_out_tokens, training_batches
 from nopos.errors import ConfigError, TrainingError
-from nopos.parameters import initial_parameters, parameter_shapes, trainable
+from nopos.model.config import ModelConfig
+from nopos.model.data import HELD_OUT_SEQUENCES, held_out_tokens, training_batches
+from nopos.model.parameters import initial_parameters, parameter_shapes, trainable
+from nopos.model.recipes import Recipe, TrainConfig
 from nopos.training import ensemble
 from nopos.training.optimizer import Optimizer
 

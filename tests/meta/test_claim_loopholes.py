@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch._dynamo  # noqa: F401 - optimisers import it late, pytester forgets that, and it cannot load twice
 
-from fixtures.claim_sessions import GOOD, PREAMBLE, check_rejected
-from nopos import checkpoints, config
+from nopos.model import recipes
+from nopos.storage import checkpoints
+from tests.support.claim_sessions import GOOD, PREAMBLE, check_rejected
 
 CAUSAL = GOOD.replace("behavioural", "causal")
 
@@ -56,11 +57,6 @@ CHEATS = [
         id="a correlation that only a bad model refutes",
     ),
     pytest.param(
-        CAUSAL.replace("refuted_by", 'expect="refuted", holds_on').replace("< 0.1", "> 5.0"),
-        "cannot tell the mechanism from being good at the task",
-        id="a refuted mechanism that is true of a bad model alone",
-    ),
-    pytest.param(
         GOOD.replace("assert", "subject.model.blocks[0].attn.permitted[3, 3] = False\n    assert"),
         "a test changed its weights",
         id="mask changed",
@@ -68,7 +64,7 @@ CHEATS = [
     pytest.param(
         GOOD.replace("assert", 'subject.folded.add_hook("hook_embed", lambda value, hook: None)\n    assert'),
         "a test changed its hooks",
-        id="hook left on the twin",
+        id="hook left on the folded model",
     ),
     pytest.param(
         GOOD.replace("assert", 'subject.checkpoint.parameters["unembed.b_U"].add_(1)\n    assert'),
@@ -81,7 +77,7 @@ CHEATS = [
         id="an option that cannot be remembered",
     ),
     pytest.param(
-        GOOD.replace("[UNTRAINED]", "[UNTRAINED, Control('broken', 'everything', lambda: 1 / 0)]"),
+        GOOD.replace("[UNTRAINED]", "[UNTRAINED, Control('broken', 'everything', lambda: 1 / 0, 'broken')]"),
         "control broken: ZeroDivisionError: division by zero; an error is never a refutation",
         id="a control that cannot be built",
     ),
@@ -93,6 +89,7 @@ CHEATS = [
 ]
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("body", "message"), CHEATS)
 def test_a_cheat_is_caught(run, body, message):
     check_rejected(run, body, message)
@@ -111,7 +108,7 @@ def test_a_fixture_that_fails_makes_the_claim_an_error_with_its_reason(run):
     result.assert_outcomes(errors=1)
     (recorded,) = ledger["subjects"][0]["claims"]
     assert recorded["verdict"] == "error"
-    assert "setup failed" in recorded["problems"][0]
+    assert recorded["reason"].startswith("setup failed")
 
 
 def test_a_result_measured_on_changed_weights_is_not_remembered(run):
@@ -126,13 +123,13 @@ def test_a_result_measured_on_changed_weights_is_not_remembered(run):
 
 PARAMETRISED = """
 @pytest.mark.parametrize("bound", [0.1, 1e-6, "0.1"])
-@claim(rung="behavioural", source="here", refuted_by=[UNTRAINED])
+@claim(evidence="behavioural", source="here", refuted_by=[UNTRAINED])
 def test_the_loss_is_low(subject, measure, bound):
     '''It is.'''
     assert measure("loss", subject.loss) < float(bound)
 
 class TestOther:
-    @claim(rung="behavioural", source="here", refuted_by=[UNTRAINED])
+    @claim(evidence="behavioural", source="here", refuted_by=[UNTRAINED])
     def test_the_loss_is_low(self, subject, measure):
         '''It is.'''
         assert measure("loss", 0.0) < 0.1
@@ -151,6 +148,24 @@ def test_claims_with_parameters_and_in_classes_keep_their_own_controls_and_recor
     }
 
 
+TWO_OF_ONE_NAME = (
+    """
+SPOILT = Control("spoilt", "everything", UNTRAINED.build, "broken")
+UNSPOILT = Control("spoilt", "nothing", reference, "near miss")
+"""
+    + GOOD.replace("UNTRAINED", "SPOILT")
+    + GOOD.replace("is_low", "is_low_again").replace("UNTRAINED", "UNSPOILT")
+)
+
+
+def test_a_claim_that_no_control_refutes_does_not_pass_through_the_model_of_another_control_of_its_name(run):
+    result, ledger = run(TWO_OF_ONE_NAME)
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*cannot tell reference from spoilt: 'loss' is false on none of them*"])
+    controls = [(subject["name"], subject["kind"]) for subject in ledger["subjects"] if subject["role"] == "control"]
+    assert controls == [("spoilt", "broken"), ("spoilt", "near miss")]
+
+
 def test_two_claims_of_one_name_are_refused(run, pytester):
     for folder in ("a", "b"):
         (pytester.path / folder).mkdir()
@@ -164,6 +179,12 @@ def test_collecting_alone_writes_and_prints_no_ledger(run):
     result, ledger = run(GOOD, "--collect-only")
     assert ledger is None
     assert "what was measured" not in result.stdout.str()
+
+
+def test_the_slow_tier_checks_a_trained_notebook_model_and_two_sprints_beside_the_reference(run):
+    result, _ = run(GOOD, "--collect-only", "-q", "-mslow", "--nopos-device=cpu")
+    checked = [line.partition("[")[2].rstrip("]") for line in result.stdout.lines if "::" in line]
+    assert checked == ["notebook seed 0", "sprint seed 100", "sprint seed 101"]
 
 
 @pytest.mark.slow
@@ -185,7 +206,7 @@ def test_a_worker_that_goes_down_leaves_no_ledger_that_looks_whole(run):
 def test_a_model_is_trained_again_only_when_asked(run, own_cache, monkeypatch, tiny_recipe, options, trainings):
     trained = []
     real = checkpoints.train_together
-    monkeypatch.setitem(config.RECIPES, "tiny", tiny_recipe)
+    monkeypatch.setitem(recipes.RECIPES, "tiny", tiny_recipe)
     monkeypatch.setattr(checkpoints, "train_together", lambda *arguments: trained.append(1) or real(*arguments))
     run(GOOD, "--nopos-recipe=tiny")
     run(GOOD, "--nopos-recipe=tiny", *options)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fixtures.shipped_claims import shipped_claims
-from nopos.analysis.replacement import logits_with
-from nopos.controls import CONTENT_ALONE, UNIFORM_LAYER_1, WITHOUT_BOS_KEY, reference
+from nopos.methods.interventions import logits_with
+from nopos.subjects.controls import CONTENT_ALONE, UNIFORM_LAYER_1, WITHOUT_BOS_KEY, reference
+from nopos.subjects.shipped import shipped_claims
 
 
 def test_the_claims_edit_keys_values_patterns_and_the_residual_stream(evaluated):
-    assert {name: outcome.error for name, outcome in evaluated.outcomes.items()} == dict.fromkeys(shipped_claims())
+    errors = {name: outcome.error for name, outcome in evaluated.outcomes.items()}
+    assert errors == dict.fromkeys(claim.name for claim in shipped_claims())
     assert evaluated.edited <= set(evaluated.subject.model.hook_dict)
     assert len(evaluated.edited) > 23
     assert {"blocks.0.attn.hook_k", "blocks.1.attn.hook_pattern", "blocks.0.hook_resid_post"} <= evaluated.edited

@@ -14,14 +14,14 @@ import torch
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.weight_processing import ProcessWeights
 
-from nopos.analysis.folding import folded_config, largest_log_prob_gap
-from nopos.analysis.replacement import as_hook, logits_with, loss_with
-from nopos.bench import bridge
-from nopos.controls import reference
-from nopos.data import notebook_batches, per_token_loss
-from nopos.model import NoPosTransformer
-from nopos.parameters import parameter_shapes
-from nopos.shipped import FIXTURES
+from nopos.bench.engines import bridge
+from nopos.methods.folding import folded_config, largest_log_prob_gap
+from nopos.methods.interventions import as_hook, logits_with, loss_with
+from nopos.model.data import notebook_batches, per_token_loss
+from nopos.model.parameters import parameter_shapes
+from nopos.model.transformer import NoPosTransformer
+from nopos.subjects.controls import reference
+from nopos.subjects.shipped import FIXTURES
 
 ROUNDING = 1e-10
 """Logits, in float64."""
@@ -184,8 +184,8 @@ def test_version_3_gives_the_same_losses_and_logits(ours, golden_tokens):
     losses = per_token_loss(logits, golden_tokens)
     assert losses.mean().item() == pytest.approx(GOLDEN["loss"], rel=1e-9)
     assert losses.max().item() == pytest.approx(GOLDEN["largest_loss"], rel=1e-9)
-    for slot, expected in GOLDEN["logits"].items():
-        assert logits[0, int(slot), : len(expected)].tolist() == pytest.approx(expected, abs=ROUNDING)
+    for position, expected in GOLDEN["logits"].items():
+        assert logits[0, int(position), : len(expected)].tolist() == pytest.approx(expected, abs=ROUNDING)
 
 
 @pytest.mark.parametrize("hook_point", OLD_HOOK_POINTS)
@@ -231,12 +231,12 @@ def folded_by_transformer_lens(good, dtype):
     ],
 )
 def test_folding_in_float64_leaves_float64_rounding(good, folded_by):
-    twin = good.folded if folded_by == "ours" else folded_by_transformer_lens(good, torch.float64)
-    assert largest_log_prob_gap(good.model, good.tokens, twin=twin, dtype=torch.float64) < 1e-9
+    folded = good.folded if folded_by == "ours" else folded_by_transformer_lens(good, torch.float64)
+    assert largest_log_prob_gap(good.model, good.tokens, folded=folded, dtype=torch.float64) < 1e-9
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_their_folding_is_as_exact_as_it_was(good, dtype):
     theirs = folded_by_transformer_lens(good, dtype)
-    gap = largest_log_prob_gap(good.model, good.tokens, twin=theirs, dtype=torch.float64)
+    gap = largest_log_prob_gap(good.model, good.tokens, folded=theirs, dtype=torch.float64)
     assert 1e-5 < gap < 1e-3  # 9.7e-5 and 1.0e-4 nats with TransformerLens 4.3

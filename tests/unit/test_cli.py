@@ -12,21 +12,25 @@ from hashlib import sha256
 import pytest
 import torch
 
-from nopos import checkpoints, claims, config, shipped
-from nopos.config import ModelConfig, Recipe
-from nopos.controls import UNTRAINED
+from nopos import verify
 from nopos.errors import TrainingError
-from nopos.parameters import initial_parameters
-from nopos.shipped import checkpoint_path
+from nopos.model import recipes
+from nopos.model.config import ModelConfig
+from nopos.model.parameters import initial_parameters
+from nopos.model.recipes import Recipe
+from nopos.storage import checkpoints
+from nopos.subjects import shipped
+from nopos.subjects.controls import UNTRAINED
+from nopos.subjects.shipped import checkpoint_path
 
 CLAIM = """
 from nopos import claim
-from nopos.controls import UNTRAINED
+from nopos.subjects.controls import UNTRAINED
 
-@claim(rung="behavioural", source="here", refuted_by=[UNTRAINED])
+@claim(evidence="behavioural", source="here", refuted_by=[UNTRAINED])
 def test_the_loss_is_low(subject, measure):
     '''The loss is low.'''
-    assert measure("loss", subject.loss, "nats") < 0.1
+    assert measure("loss", subject.loss_at(1), "nats") < 0.1
 """
 
 
@@ -83,10 +87,69 @@ def test_verify_with_nothing_to_run_ends_with_2(one_claim, nopos):
     assert nopos("verify")[0] == 2
 
 
-def test_options_for_other_suites_do_not_decide_which_claims_run(one_claim, nopos, monkeypatch):
+def test_options_for_pytest_do_not_decide_which_claims_run(one_claim, nopos, monkeypatch):
     monkeypatch.setenv("PYTEST_ADDOPTS", "-k nothing")
     assert nopos("verify")[0] == 0
-    assert os.environ["PYTEST_ADDOPTS"] == "-k nothing"
+
+
+OTHER_CLAIM = """
+@claim(evidence="behavioural", source="here", refuted_by=[UNTRAINED], requested="a high accuracy")
+def test_W_pos_or_not_the_accuracy_is_high(subject, measure):
+    '''It is high.'''
+    assert measure("accuracy", subject.accuracy_at(1)) > 0.99
+"""
+LOW, HIGH = "  1  the loss is low (behavioural)", "  2  W_pos or not the accuracy is high (behavioural, requested)"
+
+
+@pytest.fixture
+def two_claims(one_claim):
+    one_claim.write_text(CLAIM + OTHER_CLAIM)
+
+
+@pytest.mark.parametrize(
+    ("expression", "selected"),
+    [
+        ("loss", [LOW]),
+        ("LOSS", [LOW]),
+        ("not loss", [HIGH]),
+        ("accu and high", [HIGH]),
+        ("low or accuracy", [LOW, HIGH]),
+        ("(low or accuracy) and not W_POS", [LOW]),
+        ("test_test_the", [LOW, HIGH]),
+        ("requested", [HIGH]),
+        ("claim", [LOW, HIGH]),
+    ],
+)
+def test_the_claims_that_an_expression_selects_are_listed_and_none_is_checked(
+    two_claims, nopos, no_work, expression, selected
+):
+    assert nopos("verify", "--list", "-k", expression) == (0, "\n".join(selected) + "\n", "")
+
+
+def test_the_selected_claims_alone_are_checked(two_claims, nopos, tmp_path):
+    code, out, _ = nopos("verify", "-k", "accuracy", "--json", tmp_path / "ledger.json")
+    assert code == 0
+    assert "1 of 1 claims came out as expected" in out
+    content = json.loads((tmp_path / "ledger.json").read_text())
+    assert content["command"] == f"nopos verify -k accuracy --json {tmp_path / 'ledger.json'}"
+    assert [claim["requested"] for claim in content["subjects"][0]["claims"]] == ["a high accuracy"]
+
+
+@pytest.mark.parametrize("listing", [[], ["--list"]], ids=["check", "list"])
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("loss and", "-k is 'loss and'; it must be words with and, or, not"),
+        ("(loss", "-k is '(loss'; it must be words with and, or, not"),
+        ("", "-k is ''; it selects none of the 2 claims that --list shows"),
+        ("loss(a=1)", "-k is 'loss(a=1)'; it must be words with and, or, not (a word takes no options)"),
+        ("dance", "-k is 'dance'; it selects none of the 2 claims that --list shows"),
+    ],
+)
+def test_an_expression_that_selects_nothing_is_one_line(two_claims, nopos, no_work, listing, expression, message):
+    output = nopos("verify", "-k", expression, *listing)
+    assert output[0] == 2
+    assert message in complaint(output)
 
 
 def test_ctrl_c_during_the_claims_is_one_line(one_claim, nopos):
@@ -170,7 +233,7 @@ def test_a_model_of_other_sizes_than_the_claims_are_about_is_one_line(nopos, tmp
 
 
 def test_a_damaged_cache_entry_is_one_line_and_the_run_goes_on(own_cache, one_claim, nopos, monkeypatch, tiny_recipe):
-    monkeypatch.setitem(config.RECIPES, "tiny", replace(tiny_recipe, model=ModelConfig()))
+    monkeypatch.setitem(recipes.RECIPES, "tiny", replace(tiny_recipe, model=ModelConfig()))
     assert nopos("verify", "--recipe", "tiny")[0] == 1
     (weights,) = own_cache.glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-8])
@@ -196,7 +259,7 @@ def test_a_checkpoint_of_another_shape_is_one_line(nopos, tmp_path, micro):
 def no_work(monkeypatch):
     """Let training and the evaluation of claims fail the test."""
     monkeypatch.setattr(checkpoints, "train_together", None)
-    monkeypatch.setattr(claims, "evaluate", None)
+    monkeypatch.setattr(verify, "check", None)
 
 
 def test_places_that_cannot_be_written_are_one_line_before_any_work(nopos, in_the_way, no_work, monkeypatch):
@@ -222,7 +285,7 @@ def test_a_command_line_that_cannot_be_read_ends_with_2(nopos, arguments):
 def test_train_writes_models_that_verify_takes_and_prints_their_loss(
     own_cache, nopos, tmp_path, monkeypatch, tiny_recipe
 ):
-    monkeypatch.setitem(config.RECIPES, "tiny", tiny_recipe)
+    monkeypatch.setitem(recipes.RECIPES, "tiny", tiny_recipe)
     code, out, _ = nopos("train", "--recipe", "tiny", "--seeds", "0-2", "--out", tmp_path / "models")
     assert code == 0
     assert [line.split(" nats")[0][:26] for line in out.splitlines()] == [
@@ -234,7 +297,7 @@ def test_train_writes_models_that_verify_takes_and_prints_their_loss(
 
 
 def test_a_less_exact_model_says_so_in_its_name(own_cache, nopos, tmp_path, tiny_recipe, monkeypatch):
-    monkeypatch.setitem(config.RECIPES, "tiny", tiny_recipe)
+    monkeypatch.setitem(recipes.RECIPES, "tiny", tiny_recipe)
     arguments = ("train", "--recipe", "tiny", "--device", "cpu", "--out", tmp_path)
     for precision, name in (("full", "tiny"), ("bfloat16", "tiny-bfloat16")):
         code, out, _ = nopos(*arguments, "--precision", precision)
@@ -247,7 +310,7 @@ def test_a_less_exact_model_says_so_in_its_name(own_cache, nopos, tmp_path, tiny
 
 
 def test_a_member_that_diverges_is_one_line_and_the_others_are_trained(own_cache, nopos, tiny_recipe, monkeypatch):
-    monkeypatch.setitem(config.RECIPES, "tiny", tiny_recipe)
+    monkeypatch.setitem(recipes.RECIPES, "tiny", tiny_recipe)
     real = checkpoints.train_together
 
     def spoilt(recipe, seeds, device):
@@ -281,7 +344,10 @@ def test_ctrl_c_during_training_ends_with_130_and_leaves_nothing(own_cache, comm
             assert process.poll() is None
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        try:
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()  # or leaving the block would wait for the end of a training
     assert process.returncode == 130
     lines = [line for line in (out + err).splitlines() if line != "training"]
     assert lines == ["nopos: interrupted; nothing unfinished was saved"]

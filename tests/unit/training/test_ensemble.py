@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nopos.data import held_out_tokens, mean_loss
-from nopos.model import NoPosTransformer
+from nopos.model.data import held_out_tokens, mean_loss
+from nopos.model.transformer import NoPosTransformer
 from nopos.training import ensemble
 
 CHANGES = {
@@ -58,7 +58,7 @@ def test_logits_and_losses_are_the_models(config, members):
 @pytest.mark.parametrize(("target_offset", "shuffled"), [(1, False), (3, False), (1, True)])
 @pytest.mark.parametrize("rows_at_once", [10**6, 12], ids=["whole", "in parts"])
 def test_gradients_are_the_models(config, members, target_offset, shuffled, bos, rows_at_once, monkeypatch):
-    """Alone and as one of three; with 12 rows at once five sequences of six slots go in three parts, the last odd."""
+    """Alone and as one of three; with 12 rows at once five sequences of six go in three parts, the last odd."""
     monkeypatch.setattr(ensemble, "CACHED_ROWS", rows_at_once)
     tokens = tokens_for(config, bos)
     task = {"target_offset": target_offset, "shuffled": shuffled}

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nopos.config import ModelConfig, TrainConfig
-from nopos.parameters import initial_parameters
+from nopos.model.config import ModelConfig
+from nopos.model.parameters import initial_parameters
+from nopos.model.recipes import TrainConfig
 from nopos.training.ensemble import stack
 from nopos.training.optimizer import Optimizer, orthogonalized
 

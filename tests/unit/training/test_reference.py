@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nopos import notebook
-from nopos.checkpoints import load
-from nopos.config import NOTEBOOK, TrainConfig
-from nopos.data import held_out_tokens, mean_loss, training_batches
 from nopos.errors import TrainingError
-from nopos.model import NoPosTransformer
-from nopos.shipped import checkpoint_path
+from nopos.model.data import held_out_tokens, mean_loss, training_batches
+from nopos.model.recipes import NOTEBOOK, TrainConfig
+from nopos.model.transformer import NoPosTransformer
+from nopos.storage.checkpoints import load
+from nopos.subjects import notebook
+from nopos.subjects.shipped import checkpoint_path
 from nopos.training import reference
 
 CURVE_TOLERANCE = 0.2

@@ -6,14 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nopos.cache import load_or_train
-from nopos.checkpoints import load
-from nopos.config import NOTEBOOK, ConfigError, ModelConfig, TrainConfig
-from nopos.data import held_out_tokens, training_batches
 from nopos.errors import TrainingError
-from nopos.model import NoPosTransformer
-from nopos.parameters import initial_parameters
-from nopos.shipped import checkpoint_path
+from nopos.model.config import ConfigError, ModelConfig
+from nopos.model.data import held_out_tokens, training_batches
+from nopos.model.parameters import initial_parameters
+from nopos.model.recipes import NOTEBOOK, TrainConfig
+from nopos.model.transformer import NoPosTransformer
+from nopos.storage.cache import load_or_train
+from nopos.storage.checkpoints import load
+from nopos.subjects.shipped import checkpoint_path
 from nopos.training import ensemble, reference, trainer
 
 CPU = torch.device("cpu")
@@ -240,15 +241,16 @@ def test_over_the_whole_of_the_notebooks_recipe_the_loss_is_the_reference_loops(
 
 
 def test_on_cuda_as_many_train_together_as_fit_what_is_free_and_what_torch_keeps(monkeypatch):
-    """Told by torch, so that it can be tested where there is no CUDA."""
-    cuda, sprint, told = torch.device("cuda"), TrainConfig(batch_size=32), {"free": 0, "reserved": 0, "allocated": 0}
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (told["free"], 80 * 2**30))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: told["reserved"])
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: told["allocated"])
+    """Torch reports it, so that it can be tested where there is no CUDA."""
+    cuda, sprint = torch.device("cuda"), TrainConfig(batch_size=32)
+    reported = {"free": 0, "reserved": 0, "allocated": 0}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (reported["free"], 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: reported["reserved"])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: reported["allocated"])
     one = trainer.bytes_needed(ModelConfig(), sprint, cuda, members=1)
     for free, kept, members in ((0, 0, 1), (10 * one, 0, 8), (5 * one, 5 * one, 8), (10**6 * one, 0, 256)):
-        told.update(free=free, reserved=kept + 7, allocated=7)
+        reported.update(free=free, reserved=kept + 7, allocated=7)
         assert trainer.members_at_once(ModelConfig(), sprint, cuda) == members
-    told.update(free=one - 1, reserved=0, allocated=0)
+    reported.update(free=one - 1, reserved=0, allocated=0)
     with pytest.raises(TrainingError, match="needs about"):
         trainer.require_memory(ModelConfig(), sprint, cuda, members=1, label="one")

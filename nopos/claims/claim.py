@@ -1,0 +1,158 @@
+"""A claim: a sentence that could be false, a measurement, a bound, and a model on which the sentence is false.
+
+A claim is an ordinary test under `@claim`. Its body asserts comparisons of measured values. What can be seen of the
+rules without running it is seen here, when the test is defined (`rules`); the rest is decided by `verdict.check`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from nopos.claims.control import Control
+from nopos.claims.rules import body_problems
+from nopos.errors import ClaimError
+
+Evidence = Literal["behavioural", "correlational", "causal", "constructive"]
+EVIDENCE: tuple[Evidence, ...] = get_args(Evidence)
+_ATTRIBUTE = "__nopos_claim__"
+
+Test = TypeVar("Test", bound=Callable[..., None])
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A test that `@claim` has marked."""
+
+    id: str
+    """`file.py::name`, with the class and the parameters if there are any: one in a run."""
+    name: str
+    """Of the function."""
+    statement: str
+    """The docstring's first paragraph."""
+    evidence: Evidence
+    """What the evidence can carry."""
+    source: str
+    """The notebook step or paper that the sentence comes from."""
+    refutes: str
+    """A believed sentence that is false if this one is true; empty if there is none."""
+    requested: str
+    """The finding that the user of the project asked for by name; empty if it is none of those."""
+    refuted_by: tuple[Control, ...]
+    """The controls: each comparison must come out false on at least one of them."""
+    body: Callable[..., None]
+    """The test; called with `subject` and `measure`."""
+
+    @property
+    def function(self) -> Callable[..., None]:
+        """The test as it was written, without what is bound to it: what two runs of one claim have in common."""
+        body = self.body
+        while isinstance(body, partial):
+            body = body.func
+        written: Callable[..., None] = getattr(body, "__func__", body)
+        return written
+
+    @property
+    def sentence(self) -> str:
+        """The sentence that the name is."""
+        return sentence(self.id)
+
+    @property
+    def where(self) -> str:
+        """File and line of the test."""
+        code = inspect.unwrap(self.function).__code__
+        path, here = Path(code.co_filename), Path.cwd()
+        return f"{path.relative_to(here) if path.is_relative_to(here) else path}:{code.co_firstlineno}"
+
+
+def claim(
+    *,
+    evidence: Evidence,
+    source: str,
+    refuted_by: Sequence[Control] = (),
+    refutes: str = "",
+    requested: str = "",
+) -> Callable[[Test], Test]:
+    """Mark a test as a claim.
+
+    Args:
+        evidence: what the evidence can carry. Above `behavioural` the claim must tell the model from one that solves
+            the task by another mechanism.
+        source: notebook step or paper.
+        refuted_by: controls; each comparison must come out false on at least one of them.
+        refutes: a believed sentence that the claim's truth refutes; it is printed and kept.
+        requested: the finding that the user of the project asked for by name; `pytest -m requested` runs these.
+
+    Raises:
+        ClaimError: the claim breaks a rule that can be seen without running it.
+    """
+
+    def mark(test: Test) -> Test:
+        __tracebackhide__ = True
+        marked = Claim(
+            id=_default_id(test),
+            name=test.__name__,
+            statement=inspect.cleandoc(test.__doc__ or "").split("\n\n")[0].replace("\n", " "),
+            evidence=evidence,
+            source=source,
+            refutes=refutes,
+            requested=requested,
+            refuted_by=tuple(refuted_by),
+            body=test,
+        )
+        problems = _mark_problems(marked) or body_problems(test)
+        if problems:
+            raise ClaimError(f"{test.__name__}: {'; '.join(problems)}")
+        setattr(test, _ATTRIBUTE, marked)
+        return test
+
+    return mark
+
+
+def claim_of(test: object) -> Claim | None:
+    """The claim that `@claim` made of a test, if it was marked."""
+    found: Claim | None = getattr(test, _ATTRIBUTE, None)
+    return found
+
+
+def sentence(claim_id: str) -> str:
+    """The sentence that a claim's name is. The names of weights (W_pos, b_U) keep their underscore."""
+    said: list[str] = []
+    for word in claim_id.rsplit("::", 1)[-1].removeprefix("test_").split("_"):
+        if said and said[-1] in ("W", "b"):
+            said[-1] += f"_{word}"
+        else:
+            said.append(word)
+    return " ".join(said)
+
+
+def _default_id(test: Callable[..., Any]) -> str:
+    path = test.__qualname__.rsplit("<locals>.", 1)[-1].replace(".", "::")
+    return f"{Path(inspect.unwrap(test).__code__.co_filename).name}::{path}"
+
+
+def _mark_problems(marked: Claim) -> list[str]:
+    problems = []
+    if not marked.statement:
+        problems.append("has no docstring; it must say in plain English what the name claims")
+    if not marked.source:
+        problems.append("has no source; name the notebook step or the paper")
+    if marked.evidence not in EVIDENCE:
+        problems.append(f"evidence is {marked.evidence!r}; it must be one of {', '.join(EVIDENCE)}")
+    if not marked.refuted_by:
+        problems.append("needs refuted_by: name the controls on which the sentence is false")
+    given: tuple[object, ...] = marked.refuted_by
+    names = [control.name for control in given if isinstance(control, Control)]
+    if len(names) < len(given):
+        stranger = next(one for one in given if not isinstance(one, Control))
+        problems.append(f"names {stranger!r} as a control; give a Control, such as those of nopos.CONTROLS")
+    elif len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        problems.append(f"names a control twice, or two controls of one name: {twice!r}; messages tell them by name")
+    if not {"subject", "measure"} <= set(inspect.signature(marked.body).parameters):
+        problems.append("must take subject and measure")
+    return problems

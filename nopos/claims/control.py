@@ -1,0 +1,60 @@
+"""What a claim is evaluated on: a subject, which is any model at all, and the controls on which the claim must fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
+
+from nopos.errors import ClaimError, require_one_of
+
+Kind = Literal["broken", "other task", "other mechanism", "near miss", "damaged artefact"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@runtime_checkable
+class Subject(Protocol):
+    """What the machinery needs of a model; what the claims need of it is between them and the model."""
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+        ...
+
+    def solves_the_task(self) -> bool:
+        """Whether the model does what it is for, however it does so."""
+        ...
+
+    def proven_unchanged(self) -> AbstractContextManager[None]:
+        """Raise ClaimError at the end of the block if the block has changed the model."""
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """What the ledger says of the model, in plain values: `sha256`, `config`, `recipe`, `seed`, `description`."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Control:
+    """A subject on which the claims that name it must fail.
+
+    A control is identified by itself and not by its display name, so `eq` is off: two controls of one name in one run
+    are two, and each gets a model of its own.
+
+    Raises:
+        ClaimError: there is no such kind.
+    """
+
+    name: str
+    lacks: str
+    """A phrase on what it is, and on what a good subject has that it lacks."""
+    build: Callable[[], Subject]
+    kind: Kind
+    """`broken` does no task, or does it badly; `other task` does another one; `other mechanism` solves the task, but
+    not in the way that the claims describe; `near miss` is a good subject but for one thing; `damaged artefact` is a
+    good subject with a wrong thing derived from it."""
+
+    def __post_init__(self) -> None:
+        """Refuse a kind that there is not."""
+        require_one_of(f"the kind of control {self.name}", self.kind, KINDS, error=ClaimError)

@@ -1,0 +1,133 @@
+"""Measured values: floats that record what they are compared with, so that a verdict is made from the record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from nopos.errors import ClaimError
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One measured comparison. `margin` is the distance to the limit in the value's unit, negative when it is false."""
+
+    name: str
+    value: float
+    unit: str
+    operator: str
+    limit: float
+    margin: float
+    holds: bool
+
+    def describe(self) -> str:
+        """`name: got value unit, expected operator limit`."""
+        got = f"{self.name}: got {self.value:.6g} {self.unit}".rstrip()
+        return f"{got}, expected {self.operator} {self.limit!r}"
+
+
+class Measure:
+    """Gives values their names and keeps what they are compared with; the `measure` of a claim's body."""
+
+    def __init__(self) -> None:
+        self._comparisons: dict[str, Comparison | None] = {}
+        self._first_error: ClaimError | None = None
+
+    def __call__(self, name: str, value: object, unit: str = "") -> Measured:
+        """A float that records the comparison made with it.
+
+        Raises:
+            ClaimError: the value is not a finite number, or the name was used before.
+        """
+        if name in self._comparisons:
+            self.reject(f"{name!r} is measured twice; each measurement needs a name of its own")
+        number = self.finite(name, value)
+        self._comparisons[name] = None
+        return Measured(number, name=name, unit=unit, measure=self)
+
+    def record(self, comparison: Comparison) -> None:
+        """Take in the one comparison of a measurement."""
+        if self._comparisons[comparison.name] is not None:
+            self.reject(f"{comparison.name!r} is compared twice; measure each comparison under a name of its own")
+        self._comparisons[comparison.name] = comparison
+
+    def close(self) -> tuple[Comparison, ...]:
+        """All comparisons, in the order of their measurements.
+
+        Raises:
+            ClaimError: an error that the body swallowed, a value that was never compared, or no comparison at all.
+        """
+        if self._first_error is not None:
+            raise self._first_error
+        for name, comparison in self._comparisons.items():
+            if comparison is None:
+                self.reject(f"{name!r} is measured and never compared; compare it with a bound")
+        if not self._comparisons:
+            self.reject("nothing was compared; a claim needs at least one measured comparison")
+        return self.made
+
+    @property
+    def made(self) -> tuple[Comparison, ...]:
+        """The comparisons made so far."""
+        return tuple(comparison for comparison in self._comparisons.values() if comparison is not None)
+
+    def reject(self, problem: str) -> NoReturn:
+        """Raise a misuse as an error, and remember it in case the body swallows it."""
+        error = ClaimError(problem)
+        self._first_error = self._first_error or error
+        raise error
+
+    def finite(self, name: str, value: object) -> float:
+        """The value as a float, rejected unless it is a finite number."""
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            self.reject(f"{name} is {value!r}; it must be a number")
+        if not math.isfinite(number):
+            self.reject(f"{name} is {number}; it must be finite")
+        return number
+
+
+class Measured(float):
+    """A measured value. Comparing it records the truth and returns True, so that the body runs to its end."""
+
+    __slots__ = ("_measure", "_name", "_unit")
+
+    def __new__(cls, value: float, **_: Any) -> Measured:
+        return super().__new__(cls, value)
+
+    def __init__(self, _: float, *, name: str, unit: str, measure: Measure) -> None:
+        self._name, self._unit, self._measure = name, unit, measure
+
+    def __lt__(self, bound: object) -> bool:
+        return self._compare("<", bound, lambda value, limit: (value < limit, limit - value))
+
+    def __le__(self, bound: object) -> bool:
+        return self._compare("<=", bound, lambda value, limit: (value <= limit, limit - value))
+
+    def __gt__(self, bound: object) -> bool:
+        return self._compare(">", bound, lambda value, limit: (value > limit, value - limit))
+
+    def __ge__(self, bound: object) -> bool:
+        return self._compare(">=", bound, lambda value, limit: (value >= limit, value - limit))
+
+    def __eq__(self, bound: object) -> bool:
+        return self._compare("==", bound, lambda value, limit: (value == limit, -abs(value - limit)))
+
+    def __ne__(self, bound: object) -> bool:
+        self._measure.reject(
+            f"{self._name!r} is compared with !=, which almost any value passes; compare it with a bound"
+        )
+
+    def __bool__(self) -> NoReturn:  # noqa: PLE0304 - never returns
+        self._measure.reject(f"{self._name!r} is used without a bound; compare it with one")
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _compare(self, operator: str, bound: object, decide: Callable[[float, float], tuple[bool, float]]) -> bool:
+        limit = self._measure.finite(f"the bound of {self._name}", bound)
+        holds, margin = decide(float(self), limit)
+        self._measure.record(Comparison(self._name, float(self), self._unit, operator, limit, margin, holds))
+        return True

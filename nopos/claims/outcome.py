@@ -1,0 +1,103 @@
+"""A claim evaluated on one model, and what one run keeps of the models on which its claims must fail."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from nopos.claims.claim import Claim
+from nopos.claims.control import Control, Subject
+from nopos.claims.measure import Comparison, Measure
+from nopos.errors import ClaimError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A claim evaluated on one model."""
+
+    subject: str
+    comparisons: tuple[Comparison, ...]
+    """Those that were made, in order; after an exception, those made before it."""
+    seconds: float
+    exception: BaseException | None = None
+
+    @property
+    def verdict(self) -> Literal["holds", "refuted", "error"]:
+        """An exception of any kind is an error, never a refutation."""
+        if self.exception is not None:
+            return "error"
+        return "refuted" if self.false else "holds"
+
+    @property
+    def false(self) -> dict[str, Comparison]:
+        """The comparisons that came out false, by name."""
+        return {comparison.name: comparison for comparison in self.comparisons if not comparison.holds}
+
+    @property
+    def compared(self) -> list[tuple[str, str, float]]:
+        """Which names were compared with which bounds: name, operator and limit."""
+        return [(comparison.name, comparison.operator, comparison.limit) for comparison in self.comparisons]
+
+    @property
+    def error(self) -> str | None:
+        """Type and message of the exception, if there was one."""
+        return None if self.exception is None else f"{type(self.exception).__name__}: {self.exception}"
+
+
+def evaluate(claim: Claim, subject: Subject) -> Outcome:
+    """Run a claim's body on one model and say what came out. Only Ctrl-C and what ends the process pass through."""
+    measure, start = Measure(), time.perf_counter()
+    exception: BaseException | None = None
+    try:
+        with subject.proven_unchanged():
+            claim.body(subject=subject, measure=measure)
+        measure.close()
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except Exception as error:
+        exception = error
+    except BaseException as ending:  # what pytest's skip, xfail and fail raise
+        exception = ClaimError(f"a claim may not skip or xfail ({ending}); it holds or it is refuted")
+    return Outcome(subject.name, measure.made, time.perf_counter() - start, exception)
+
+
+class Controls:
+    """What one run keeps: each control built once, and each claim evaluated once on each of its controls.
+
+    A control is known by itself, not by its name. A claim is known by its id and its function, so that one that was
+    defined anew under the old id is evaluated anew.
+    """
+
+    def __init__(self) -> None:
+        self._subjects: dict[Control, Subject] = {}
+        self._outcomes: dict[tuple[Control, str, object], Outcome] = {}
+        self._solves: dict[Control, bool] = {}
+
+    def subject(self, control: Control) -> Subject:
+        """The control's model, built the first time it is wanted."""
+        if control not in self._subjects:
+            self._subjects[control] = control.build()
+        return self._subjects[control]
+
+    def built(self, control: Control) -> Subject | None:
+        """The control's model if it has been built; None if it has not, or cannot be."""
+        return self._subjects.get(control)
+
+    def outcome(self, claim: Claim, control: Control) -> Outcome:
+        """What comes out of a claim on a control; a control that cannot be built is an error like any other."""
+        key = (control, claim.id, claim.function)
+        if key not in self._outcomes:
+            try:
+                subject = self.subject(control)
+            except Exception as error:
+                self._outcomes[key] = Outcome(control.name, (), 0.0, error)
+            else:
+                self._outcomes[key] = evaluate(claim, subject)
+        return self._outcomes[key]
+
+    def solves_the_task(self, control: Control) -> bool:
+        """Whether the control's model does what it is for, asked once."""
+        if control not in self._solves:
+            self._solves[control] = self.subject(control).solves_the_task()
+        return self._solves[control]

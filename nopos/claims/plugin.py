@@ -1,0 +1,164 @@
+"""The pytest side: the fixtures of claims, and claims run on their subject and on their controls.
+
+It knows no model: `pytest_nopos_subjects` (in `hooks`) names the subjects. A project of one's own loads it with
+`pytest_plugins = ["nopos.claims.plugin"]` in its conftest.py and implements that hook there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import no_type_check
+
+import pytest
+
+from nopos.claims import hooks
+from nopos.claims.claim import Claim, claim_of
+from nopos.claims.control import Subject
+from nopos.claims.keeper import PROPERTY, LedgerKeeper, require_ledger_place
+from nopos.claims.records import Record, planned_record, records
+from nopos.claims.session import Session, is_worker
+from nopos.claims.verdict import check
+from nopos.errors import ClaimError, NoposError
+
+_SESSION = pytest.StashKey[Session]()
+_PLANNED = pytest.StashKey[list[Record]]()
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.add_hookspecs(hooks)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("nopos", "findings about models, as tests that can fail")
+    group.addoption("--nopos-json", metavar="FILE", help="write what was measured as one JSON object")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: trains from scratch or takes long; `pytest -m slow` runs these")
+    config.addinivalue_line("markers", "cuda: needs a CUDA device")
+    config.addinivalue_line("markers", "claim: a finding, evaluated on subjects and controls; put there by @claim")
+    config.addinivalue_line("markers", "requested: a claim that the user asked for by name; put there by @claim")
+    config.stash[_SESSION] = Session(config)
+    config.stash[_PLANNED] = []
+    if not is_worker(config):
+        config.pluginmanager.register(LedgerKeeper(config, config.stash[_PLANNED]), "nopos ledger")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    config = session.config
+    try:
+        if config.getoption("nopos_json") is not None and not is_worker(config):
+            require_ledger_place(config.getoption("nopos_json"))
+        config.stash[_SESSION].start()
+    except NoposError as error:
+        raise pytest.UsageError(f"nopos: {error}") from None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "subject" in metafunc.fixturenames:
+        sources = metafunc.config.stash[_SESSION].sources.values()
+        parameters = [
+            pytest.param(source.name, id=source.name, marks=[pytest.mark.slow] if source.slow else [])
+            for source in sources
+        ]
+        metafunc.parametrize("subject", parameters, indirect=True, scope="session")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    claim = _claim_of(item)
+    if claim is not None:
+        item.add_marker("claim")
+        if claim.requested:
+            item.add_marker("requested")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Remember which claims are to run, so that those that then do not are not taken for some that hold."""
+    config, seen = session.config, set()
+    if config.option.collectonly:
+        return
+    for item in session.items:
+        if isinstance(item, pytest.Function) and (claim := _claim_of(item)) is not None:
+            planned = replace(claim, id=_claim_id(item))
+            subject = _subject_name(item)
+            if (subject, planned.id) in seen:
+                raise pytest.UsageError(f"nopos: two claims are called {planned.id}; rename one or its file")
+            seen.add((subject, planned.id))
+            entry = {"node": item.nodeid, "subject": subject, "claim": planned_record(planned)}
+            config.stash[_PLANNED].append(entry)
+
+
+@pytest.fixture(scope="session")
+def subject(request: pytest.FixtureRequest) -> Subject:
+    """The model under test: each one that a provider names."""
+    try:
+        return request.config.stash[_SESSION].subject(request.param)
+    except NoposError as error:
+        pytest.fail(f"{request.param}: {error}", pytrace=False)
+
+
+@pytest.fixture
+def measure(request: pytest.FixtureRequest) -> None:
+    """Names a value and its unit in a claim, as in: assert measure("loss", value, "nats") < 0.01."""
+    if _claim_of(request.node) is None:
+        pytest.fail(f"{request.node.name}: measure is for claims; mark the test with @claim", pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+@no_type_check  # pluggy asks for a generator function, which a function whose types are checked is not
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Hold tests that are no claims to leaving their subject as it was; claims are held to it when evaluated."""
+    known = item.config.stash[_SESSION].subjects.values()
+    subject = getattr(item, "funcargs", {}).get("subject")
+    ours = [] if _claim_of(item) is not None else [one for one in known if one is subject]
+    with ours[0].proven_unchanged() if ours else nullcontext():
+        return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Have a claim checked, keep the records, and fail unless it came out as it should."""
+    marked = _claim_of(pyfuncitem)
+    if marked is None:
+        return None
+    session = pyfuncitem.config.stash[_SESSION]
+    subject = session.subject(_subject_name(pyfuncitem))
+    if pyfuncitem.funcargs["subject"] is not subject:
+        pytest.fail("the fixture `subject` is overridden; a claim is evaluated on the run's subjects", pytrace=False)
+    verdict = check(_bound(pyfuncitem, marked), subject, session.controls)
+    pyfuncitem.user_properties.append((PROPERTY, records(verdict, subject, session.controls)))
+    if verdict.exception is not None and not isinstance(verdict.exception, ClaimError):
+        raise verdict.exception
+    if not verdict.as_expected:
+        pytest.fail(str(verdict.reason), pytrace=False)
+    return True
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if is_worker(session.config):
+        session.config.workeroutput[PROPERTY] = session.config.stash[_PLANNED]  # type: ignore[attr-defined]
+
+
+def _claim_of(item: pytest.Item) -> Claim | None:
+    return claim_of(item.function) if isinstance(item, pytest.Function) else None
+
+
+def _bound(item: pytest.Function, claim: Claim) -> Claim:
+    """The claim of this test: its id says the parameters, its body has the values of the other fixtures."""
+    others = {name: item.funcargs[name] for name in item._fixtureinfo.argnames if name not in ("subject", "measure")}
+    return replace(claim, id=_claim_id(item), body=partial(item.obj, **others))
+
+
+def _subject_name(item: pytest.Function) -> str:
+    return str(item.callspec.params["subject"])
+
+
+def _claim_id(item: pytest.Function) -> str:
+    """File, class and function, and parameters other than the subject: the same wherever the claim is run from."""
+    path = item.nodeid.split("[", 1)[0].partition("::")[2]
+    others = [f"{name}={value!r}" for name, value in item.callspec.params.items() if name != "subject"]
+    return f"{item.path.name}::{path}" + (f"[{', '.join(others)}]" if others else "")

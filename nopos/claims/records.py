@@ -1,0 +1,105 @@
+"""A verdict as plain values: these cross from xdist's workers to the process that writes them, and go into the JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from nopos.claims.claim import Claim
+from nopos.claims.control import Control, Subject
+from nopos.claims.outcome import Controls, Outcome
+from nopos.claims.verdict import Verdict
+
+Record = dict[str, Any]
+DESCRIBING = ("description", "sha256", "config", "recipe", "seed")
+"""What a subject's `record()` may say of it; what it does not say is None."""
+
+
+def records(verdict: Verdict, subject: Subject, controls: Controls) -> list[Record]:
+    """All that a verdict says: an entry `{"subject": ..., "claim": ...}` for the subject and for each built control.
+
+    Args:
+        verdict: of a claim on the subject.
+        subject: the model under test.
+        controls: those that the verdict was made with.
+    """
+    entries = [{"subject": subject_record(subject), "claim": _on_subject(verdict)}]
+    for control, outcome in verdict.controls:
+        if (model := controls.built(control)) is not None:
+            entries.append({"subject": control_record(control, model), "claim": _on_control(verdict.claim, outcome)})
+    return entries
+
+
+def subject_record(subject: Subject) -> Record:
+    """What identifies a subject under test."""
+    return {"name": subject.name, "role": "subject", "kind": None} | _described(subject)
+
+
+def control_record(control: Control, subject: Subject) -> Record:
+    """What identifies a control; its phrase is the one that says what it lacks."""
+    described = _described(subject) | {"description": control.lacks}
+    return {"name": control.name, "role": "control", "kind": control.kind} | described
+
+
+def unloaded_record(name: str) -> Record:
+    """What is known of a subject that was never loaded."""
+    nothing = dict.fromkeys(DESCRIBING) | {"description": "not loaded"}
+    return {"name": name, "role": "subject", "kind": None} | nothing
+
+
+def planned_record(claim: Claim) -> Record:
+    """A claim that was to run; it stands as `not run` until a verdict takes its place."""
+    return _claim_record(
+        claim,
+        verdict="not run",
+        as_expected=False,
+        reason=f"{claim.sentence}: was to run and did not ({claim.where})",
+        seconds=0.0,
+        measurements=[],
+        controls=[],
+    )
+
+
+def _described(subject: Subject) -> Record:
+    said = subject.record()
+    return {name: said.get(name) for name in DESCRIBING}
+
+
+def _on_subject(verdict: Verdict) -> Record:
+    return _claim_record(
+        verdict.claim,
+        verdict=verdict.verdict,
+        as_expected=verdict.as_expected,
+        reason=verdict.reason,
+        seconds=verdict.seconds,
+        measurements=[asdict(one.comparison) | _refuted_by(one.refuted_by) for one in verdict.comparisons],
+        controls=[_named(control) | {"verdict": outcome.verdict} for control, outcome in verdict.controls],
+    )
+
+
+def _on_control(claim: Claim, outcome: Outcome) -> Record:
+    """A control has no verdict of its own to expect: what it should show is judged with the subject's."""
+    return _claim_record(
+        claim,
+        verdict=outcome.verdict,
+        as_expected=None,
+        reason=outcome.error,
+        seconds=outcome.seconds,
+        measurements=[asdict(comparison) | _refuted_by(()) for comparison in outcome.comparisons],
+        controls=[],
+    )
+
+
+def _claim_record(claim: Claim, **found: Any) -> Record:
+    """The record of a claim, in the order in which the JSON has it."""
+    said = {name: getattr(claim, name) for name in ("id", "statement", "evidence", "source", "refutes", "requested")}
+    return said | found | {"seconds": round(found["seconds"], 3)}
+
+
+def _refuted_by(controls: Iterable[Control]) -> Record:
+    return {"refuted_by": [_named(control) for control in controls]}
+
+
+def _named(control: Control) -> Record:
+    return {"name": control.name, "kind": control.kind}

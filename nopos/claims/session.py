@@ -1,0 +1,80 @@
+"""What one pytest process knows: where its subjects come from, those that it has loaded, and its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import pytest
+
+from nopos.claims.control import Subject
+from nopos.claims.outcome import Controls
+from nopos.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A subject that a run can ask for.
+
+    A provider that knows of a mistake before any work raises a NoposError from its hook; what `load` raises makes the
+    tests of that subject fail.
+    """
+
+    name: str
+    load: Callable[[], Subject]
+    slow: bool = False
+    """Whether its tests have the marker `slow`."""
+
+
+@dataclass
+class Session:
+    """What one pytest process knows."""
+
+    config: pytest.Config
+    sources: dict[str, Source] = field(default_factory=dict)
+    subjects: dict[str, Subject] = field(default_factory=dict)
+    controls: Controls = field(default_factory=Controls)
+
+    def start(self) -> None:
+        """Ask the providers which subjects there are.
+
+        Raises:
+            NoposError: two subjects of one name, or what a provider objects to.
+        """
+        with _capture_off(self.config):
+            provided: list[Sequence[Source]] = self.config.hook.pytest_nopos_subjects(config=self.config)
+        sources = [source for of_one in provided for source in of_one]
+        require_distinct([source.name for source in sources])
+        self.sources = {source.name: source for source in sources}
+
+    def subject(self, name: str) -> Subject:
+        """Load a subject the first time it is wanted, with its progress bar on the terminal.
+
+        Raises:
+            NoposError: what loading objects to, or a model that has another name than its source.
+        """
+        if name not in self.subjects:
+            with _capture_off(self.config):
+                loaded = self.sources[name].load()
+            if loaded.name != name:
+                raise ConfigError(f"{name}: its source loads a model called {loaded.name!r}; give both one name")
+            self.subjects[name] = loaded
+        return self.subjects[name]
+
+
+def require_distinct(names: Sequence[str]) -> None:
+    """Raise ConfigError if two subjects have one name."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{name}: is named twice; name each model once")
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process is one of xdist's workers."""
+    return hasattr(config, "workerinput")
+
+
+def _capture_off(config: pytest.Config) -> AbstractContextManager[None]:
+    manager = config.pluginmanager.getplugin("capturemanager")
+    return nullcontext() if manager is None else manager.global_and_fixture_disabled()

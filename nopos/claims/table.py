@@ -1,0 +1,76 @@
+"""The table that a person reads: each claim on each subject under test, with what was measured and what refutes it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+
+from nopos.claims.claim import sentence
+from nopos.claims.ledger import Ledger
+from nopos.claims.records import Record
+
+WIDTH = 120
+
+
+def table(ledger: Ledger) -> list[str]:
+    """The lines of the table; none is longer than WIDTH columns, names of one word aside."""
+    lines: list[str] = []
+    for subject in ledger.tested():
+        digest = f", sha256 {subject['sha256'][:12]}" if subject["sha256"] else ""
+        lines += ["", f"{subject['name']} ({subject['description']}{digest})"]
+        for claim in subject["claims"]:
+            lines += _claim_lines(claim)
+        lines += _closing_lines(subject["claims"])
+    if ledger.cut_short:
+        lines += ["", "The run was cut short: claims that were not reached are not listed."]
+    return lines
+
+
+def _claim_lines(claim: Record) -> list[str]:
+    lines = ["", *_wrapped(sentence(claim["id"]), "  ", "  ")]
+    facts = [claim["verdict"] if claim["as_expected"] else f"{claim['verdict'].upper()} !", claim["evidence"]]
+    facts += ["requested"] if claim["requested"] else []
+    unrefuted = [control for control in claim["controls"] if control["verdict"] != "refuted"]
+    facts += [f"{control['verdict']} on {control['name']} ({control['kind']})" for control in unrefuted]
+    lines += _wrapped(" · ".join(facts), "      ", "      ")
+    if claim["refutes"]:
+        lines += _wrapped(f"refutes: {claim['refutes']}", "      ", "      ")
+    lines += _measurement_lines(claim["measurements"])
+    if claim["reason"] is not None:
+        lines += _wrapped(claim["reason"], "    ! ", "      ")
+    return lines
+
+
+def _measurement_lines(measurements: list[Record]) -> list[str]:
+    """Each measurement with its bound, and beneath it the controls on which it is false; once if all have the same."""
+    lines = []
+    refuters = [_by_kind(item["refuted_by"]) for item in measurements]
+    alike = len(measurements) > 1 and len(set(refuters)) == 1
+    for item, refuting in zip(measurements, refuters, strict=True):
+        value = f"{item['value']:.4g} {item['unit']}".rstrip()
+        bound = f"{item['operator']:>2} {item['limit']:.5g}"
+        lines.append(f"    {' ' if item['holds'] else 'x'} {item['name']:<66} {value:>18} {bound}")
+        if refuting and not alike:
+            lines += _wrapped(f"false on {refuting}", "          ", "          ")
+    if alike and refuters[0]:
+        lines += _wrapped(f"each false on {refuters[0]}", "          ", "          ")
+    return lines
+
+
+def _by_kind(controls: Iterable[Record]) -> str:
+    """The controls' names, with each kind once: `relay, learned positions (other mechanism); untrained (broken)`."""
+    names: dict[str, list[str]] = {}
+    for control in controls:
+        names.setdefault(control["kind"], []).append(control["name"])
+    return "; ".join(f"{', '.join(of_kind)} ({kind})" for kind, of_kind in names.items())
+
+
+def _closing_lines(claims: list[Record]) -> list[str]:
+    others = [sentence(claim["id"]) for claim in claims if not claim["as_expected"]]
+    counted = f"  {len(claims) - len(others)} of {len(claims)} claims came out as expected"
+    named = [line for other in others for line in _wrapped(other, "    ", "      ")]
+    return ["", counted + (", all but:" if others else ""), *named]
+
+
+def _wrapped(text: str, first: str, rest: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)

@@ -1,0 +1,129 @@
+"""The one place in which all rules live that a claim is judged by: `check(claim, subject, controls)`.
+
+The pytest plugin, the command line, the scripts that measure bounds and a notebook all call it, and decide nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from nopos.claims.claim import Claim
+from nopos.claims.control import Control, Subject
+from nopos.claims.measure import Comparison
+from nopos.claims.outcome import Controls, Outcome, evaluate
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A comparison on the subject, and the controls on which the same comparison came out false."""
+
+    comparison: Comparison
+    refuted_by: tuple[Control, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `check` found of a claim on a subject."""
+
+    claim: Claim
+    subject: str
+    """The subject's name."""
+    verdict: Literal["holds", "refuted", "error"]
+    """`error` if the claim could not be evaluated, or if its controls do not show that it can fail."""
+    reasons: tuple[str, ...]
+    """Why the verdict is not `holds`: empty if it is."""
+    comparisons: tuple[Judged, ...]
+    controls: tuple[tuple[Control, Outcome], ...]
+    """Each control with what came out of the claim on it."""
+    seconds: float
+    """That the subject took; the controls are evaluated once in a run."""
+    exception: BaseException | None
+    """What the claim's body raised on the subject, if it raised."""
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether the claim came out as it should."""
+        return self.verdict == "holds"
+
+    @property
+    def reason(self) -> str | None:
+        """In one line, what is wrong with which claim on which subject, and where to look; None if nothing is."""
+        if not self.reasons:
+            return None
+        reasons = " ".join("; ".join(self.reasons).split())  # an exception's message may have several lines
+        return f"{self.claim.sentence}, on {self.subject}: {reasons} ({self.claim.where})"
+
+
+def check(claim: Claim, subject: Subject, controls: Controls) -> Verdict:
+    """Evaluate a claim on a subject and on each of its controls, and judge what came out.
+
+    The claim holds if every comparison is true of the subject, and if its controls show that it can fail: none ends
+    in an error, all make the same comparisons as the subject, each comparison is false on at least one of them, and
+    one that solves the task by another mechanism refutes a claim whose evidence is above `behavioural`.
+    """
+    outcome = evaluate(claim, subject)
+    on_controls = tuple((control, controls.outcome(claim, control)) for control in claim.refuted_by)
+    if outcome.error is not None:  # most errors come again on every control, and say nothing of them
+        reasons, weaknesses = [outcome.error], []
+    else:
+        reasons = [f"refuted: {comparison.describe()}" for comparison in outcome.false.values()]
+        weaknesses = _weaknesses(claim, outcome, on_controls, controls)
+    return Verdict(
+        claim=claim,
+        subject=subject.name,
+        verdict="error" if weaknesses else outcome.verdict,
+        reasons=(*reasons, *weaknesses),
+        comparisons=tuple(Judged(one, _refuting(one, on_controls)) for one in outcome.comparisons),
+        controls=on_controls,
+        seconds=outcome.seconds,
+        exception=outcome.exception,
+    )
+
+
+def _refuting(comparison: Comparison, on_controls: tuple[tuple[Control, Outcome], ...]) -> tuple[Control, ...]:
+    return tuple(
+        control for control, outcome in on_controls if outcome.verdict == "refuted" and comparison.name in outcome.false
+    )
+
+
+def _weaknesses(
+    claim: Claim, on_subject: Outcome, on_controls: tuple[tuple[Control, Outcome], ...], controls: Controls
+) -> list[str]:
+    """Why the controls do not show that this claim can fail; empty when they do."""
+    problems = [
+        f"control {control.name}: {outcome.error}; an error is never a refutation"
+        for control, outcome in on_controls
+        if outcome.error is not None
+    ]
+    if problems:
+        return problems
+    problems += [
+        f"compares other names or bounds on {control.name} than on {on_subject.subject}; they must be the same"
+        for control, outcome in on_controls
+        if outcome.compared != on_subject.compared
+    ]
+    names = ", ".join(control.name for control, _ in on_controls)
+    problems += [
+        f"cannot tell {on_subject.subject} from {names}: {comparison.name!r} is false on none of them"
+        for comparison in on_subject.comparisons
+        if not _refuting(comparison, on_controls)
+    ]
+    return problems + _blindness(claim, on_controls, controls)
+
+
+def _blindness(claim: Claim, on_controls: tuple[tuple[Control, Outcome], ...], controls: Controls) -> list[str]:
+    """A claim about the mechanism must tell it from another that is as good at the task."""
+    if claim.evidence == "behavioural":
+        return []
+    for control, outcome in on_controls:
+        if control.kind == "other mechanism" and outcome.verdict == "refuted":
+            try:
+                if controls.solves_the_task(control):
+                    return []
+            except Exception as error:
+                return [f"control {control.name}: whether it solves the task: {type(error).__name__}: {error}"]
+    return [
+        f"cannot tell the mechanism from being good at the task: a {claim.evidence} claim must come out refuted on a "
+        "control that solves the task by another mechanism"
+    ]

@@ -1,0 +1,64 @@
+"""Statistics of arrays and rankings; scipy's, where it has them.
+
+scipy.stats takes most of a second to import, so it is imported where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def correlation(first: Float[Tensor, "*shape"], second: Float[Tensor, "*shape"]) -> float:
+    """Pearson's correlation over all entries of two arrays of one shape; 0 where one of them is constant."""
+    from scipy.stats import pearsonr
+
+    a, b = (values.double().flatten() for values in (first, second))
+    return 0.0 if _constant(a) or _constant(b) else float(pearsonr(a.numpy(), b.numpy()).statistic)
+
+
+def rank_correlation(first: Float[Tensor, "*shape"], second: Float[Tensor, "*shape"]) -> float:
+    """Spearman's correlation over all entries, equal values sharing their rank; 0 where one array is constant."""
+    from scipy.stats import spearmanr
+
+    a, b = (values.double().flatten() for values in (first, second))
+    return 0.0 if _constant(a) or _constant(b) else float(spearmanr(a.numpy(), b.numpy()).statistic)
+
+
+def kendall_tau(first: Mapping[str, float], second: Mapping[str, float]) -> float:
+    """Kendall's tau-b of two rankings of the same names: 1 when they agree, -1 when one is the other reversed.
+
+    It is 0 where one of them ranks nothing, all its values being the same.
+    """
+    from scipy.stats import kendalltau
+
+    a, b = (torch.tensor([ranking[name] for name in first], dtype=torch.float64) for ranking in (first, second))
+    return 0.0 if _constant(a) or _constant(b) else float(kendalltau(a.numpy(), b.numpy()).statistic)
+
+
+def slope(values: Float[Tensor, "*shape"], on: Float[Tensor, "*shape"]) -> float:
+    """The factor by which `on` comes nearest to `values` by least squares, without intercept; 0 where `on` is 0."""
+    there = on.pow(2).sum()
+    return ((values * on).sum() / there).item() if there > 0 else 0.0
+
+
+def share_explained(predicted: Float[Tensor, "*#shape"], observed: Float[Tensor, "*#shape"]) -> float:
+    """Share of the observed values' sum of squares that the prediction gets right.
+
+    1 when it is right everywhere; 0 where there is nothing, or where more is missed than there is.
+    """
+    there, missed = observed.pow(2).sum().item(), (observed - predicted).pow(2).sum().item()
+    return max(0.0, 1 - missed / there) if there > 0 else 0.0
+
+
+def relative_range(values: Float[Tensor, " value"]) -> float:
+    """Largest less smallest, over the size of the mean; 0 where all are zero."""
+    size = values.mean().abs().clamp_min(torch.finfo(values.dtype).eps)
+    return ((values.max() - values.min()) / size).item()
+
+
+def _constant(values: Float[Tensor, " value"]) -> bool:
+    return bool((values == values[0]).all())

@@ -1,0 +1,200 @@
+"""Trained models: load one from a file, save one, train one."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nopos.errors import CheckpointError, ConfigError, StorageError, TrainingError
+from nopos.model.config import ModelConfig, changes, require_seed
+from nopos.model.parameters import parameters_of
+from nopos.model.recipes import RECIPES, Recipe, TrainConfig
+from nopos.storage import files, tensor_files
+from nopos.training import trainer
+
+_PACKAGE = Path(__file__).parents[1]
+_TRAINING_SOURCES = (
+    "model/config.py", "model/recipes.py", "model/data.py", "model/parameters.py",
+    "training/ensemble.py", "training/linear.py", "training/optimizer.py", "training/trainer.py",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The weights of a model and where they come from; what a file that is not ours cannot tell is None."""
+
+    config: ModelConfig
+    parameters: dict[str, Float[Tensor, ...]]
+    sha256: str
+    """Of the weights file."""
+    recipe: str | None = None
+    train: TrainConfig | None = None
+    seed: int | None = None
+    losses: tuple[float, ...] = ()
+    """Training loss in nats at each step."""
+    made_with: dict[str, Any] | None = None
+    """Versions, device, sources and seconds of the training."""
+    path: Path | None = None
+    """The weights file, once there is one."""
+
+    def describe(self) -> str:
+        """One phrase for a table: recipe and seed, and in what the training differs from the recipe of that name."""
+        if self.recipe is None or self.train is None:
+            return "weights of unknown training"
+        known = RECIPES.get(self.recipe, Recipe(name=self.recipe, model=self.config, train=self.train))
+        changed = changes(self.config, known.model) | changes(self.train, known.train)
+        but = "".join(f", but {name} {value}" for name, value in changed.items())
+        return f"recipe {self.recipe}{but}, seed {self.seed}"
+
+
+def load(path: Path) -> Checkpoint:
+    """Load a checkpoint of ours, or a HookedTransformer state dict of the notebook's shape.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, of another shape, not finite, or not a checkpoint.
+    """
+    tensors, manifest, digest = tensor_files.read_checkpoint(path)
+    described = (
+        {"config": ModelConfig()} if manifest is None else _described(tensor_files.manifest_path(path), manifest)
+    )
+    parameters = parameters_of(tensors, described["config"], where=str(path))
+    return Checkpoint(parameters=parameters, sha256=digest, path=path, **described)
+
+
+def _described(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest says of a model, as fields of a Checkpoint."""
+    try:
+        config, train = ModelConfig(**manifest["model"]), TrainConfig(**manifest["train"])
+        recipe, seed, losses, made_with = (manifest[name] for name in ("recipe", "seed", "losses", "made_with"))
+        require_seed(seed)
+        losses = tuple(float(loss) for loss in losses)
+        if not isinstance(recipe, str) or not isinstance(made_with, dict):
+            raise TypeError("recipe must be a name and made_with an object")
+        if config.normalization != "LN":
+            raise ConfigError("normalization must be LN: a folded model is made from one with LayerNorm")
+    except KeyError as error:
+        raise CheckpointError(f"{path}: does not describe a model (it has no {error})") from None
+    except (TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{path}: does not describe a model ({error})") from None
+    return {
+        "config": config,
+        "train": train,
+        "recipe": recipe,
+        "seed": seed,
+        "losses": losses,
+        "made_with": made_with,
+    }
+
+
+def save(checkpoint: Checkpoint, weights: Path) -> None:
+    """Write a checkpoint that was trained here: weights first, manifest last.
+
+    Raises:
+        StorageError: the folder or a file cannot be written.
+    """
+    if checkpoint.train is None:
+        raise StorageError(f"{weights}: only a model trained here has the history that a manifest records")
+    manifest = {
+        "schema": 1,
+        "recipe": checkpoint.recipe,
+        "seed": checkpoint.seed,
+        "model": asdict(checkpoint.config),
+        "train": asdict(checkpoint.train),
+        "made_with": checkpoint.made_with,
+        "losses": checkpoint.losses,
+    }
+    tensor_files.write_checkpoint(weights, checkpoint.parameters, manifest)
+
+
+def train(recipe: Recipe, seed: int, device: torch.device) -> Checkpoint:
+    """Train a model from scratch. On a CPU the same recipe, seed, torch and threads give the same model.
+
+    Raises:
+        ConfigError: the seed is not one.
+        TrainingError: the loss stopped being finite, or memory ran out.
+    """
+    (trained,) = train_together(recipe, [seed], device)
+    if isinstance(trained, TrainingError):
+        raise trained
+    return trained
+
+
+def train_together(recipe: Recipe, seeds: Sequence[int], device: torch.device) -> list[Checkpoint | TrainingError]:
+    """Train a model of each seed from scratch, all at once; in place of one whose loss stopped being finite, an error.
+
+    Raises:
+        ConfigError: a seed is not one.
+        TrainingError: memory ran out.
+    """
+    start = time.perf_counter()
+    label = f"training {recipe.name}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+    members = trainer.train(recipe.model, recipe.train, seeds, device, label=label)
+    seconds = time.perf_counter() - start
+    return [_trained(recipe, member, device, seconds=seconds, together=len(seeds)) for member in members]
+
+
+def _trained(
+    recipe: Recipe, member: trainer.Member, device: torch.device, *, seconds: float, together: int
+) -> Checkpoint | TrainingError:
+    name = f"training {recipe.name}, seed {member.seed}"
+    if member.failure is not None:
+        return TrainingError(f"{name}: {member.failure}; nothing was saved")
+    parameters = parameters_of(member.parameters, recipe.model, where=name)
+    return made_here(recipe, member.seed, parameters, member.losses, device, seconds=seconds, together=together)
+
+
+def made_here(
+    recipe: Recipe,
+    seed: int,
+    parameters: Mapping[str, Float[Tensor, ...]],
+    losses: Sequence[float],
+    device: torch.device,
+    *,
+    seconds: float,
+    together: int = 1,
+) -> Checkpoint:
+    """A checkpoint of weights that this process trained, with what they were made with."""
+    made_with = {
+        "nopos": version("nopos"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": device.type,
+        "sources": sources_hash(),
+        "seconds": round(seconds, 1),
+        "together": together,
+    }
+    return Checkpoint(
+        config=recipe.model, parameters=dict(parameters), sha256=files.sha256(tensor_files.serialise(parameters)),
+        recipe=recipe.name, train=recipe.train, seed=seed, losses=tuple(losses), made_with=made_with,
+    )  # fmt: skip
+
+
+def device_named(name: str | None) -> torch.device:
+    """The device of that name; without a name CUDA where there is one, else the CPU.
+
+    Raises:
+        ConfigError: not cpu or cuda, or CUDA was asked for where there is none.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {name!r}; it must be cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda, but torch finds no CUDA here; use cpu")
+    return torch.device(name)
+
+
+def sources_hash() -> str:
+    """16 hex digits that stand for the text of every module that training runs."""
+    texts = (f"{name}\n".encode() + (_PACKAGE / name).read_bytes() for name in _TRAINING_SOURCES)
+    return hashlib.sha256(b"\n".join(texts)).hexdigest()[:16]

@@ -1,0 +1,78 @@
+"""A model that makes an unedited forward pass over the same tokens once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nopos.model.transformer import NoPosTransformer
+
+LOGITS = "logits"
+
+
+class RememberingTransformer(NoPosTransformer):
+    """Keeps what was read of it, for as long as its owner vouches that weights and hooks are as they were.
+
+    An analysis reads a dozen activations of the same unedited model, and the next analysis the same again. What is
+    kept is handed out itself, not as a copy: an analysis does not write into what it reads.
+    """
+
+    _kept: tuple[tuple[Tensor, dict[str, Tensor]], ...] = ()
+    _hooks: tuple[tuple[int, ...], ...] = ()
+    _vouched_for = False
+
+    def remember(self, *batches: Int[Tensor, "_ _"]) -> None:
+        """Forget what is kept, and keep from now on what is read on these sequences, each batch of its own size."""
+        self._kept = tuple((tokens.clone(), {}) for tokens in batches)
+        self._hooks = hooks_of(self)
+
+    @contextmanager
+    def vouched_for(self) -> Iterator[None]:
+        """Within this context no weight changes, and no hook but by edits that are undone."""
+        self._vouched_for = True
+        try:
+            yield
+        finally:
+            self._vouched_for = False
+
+    @torch.no_grad()
+    def logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """As of any model, remembered."""
+        kept = self._of(tokens)
+        if LOGITS not in kept:
+            kept[LOGITS] = super().logits(tokens)
+        return kept[LOGITS]
+
+    @torch.no_grad()
+    def activations(
+        self, tokens: Int[Tensor, "batch pos"], hook_points: Sequence[str]
+    ) -> dict[str, Float[Tensor, "batch ..."]]:
+        """As of any model, remembered."""
+        kept = self._of(tokens)
+        missing = [name for name in hook_points if name not in kept]
+        if missing:
+            kept |= super().activations(tokens, missing)
+        return {name: kept[name] for name in hook_points}
+
+    def _of(self, tokens: Tensor) -> dict[str, Tensor]:
+        """What is kept for these tokens; an empty record that is thrown away where nothing may be kept."""
+        if self._vouched_for and hooks_of(self) == self._hooks:
+            for known, record in self._kept:
+                if known.shape == tokens.shape and torch.equal(known, tokens):
+                    return record
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy starts without memory: its weights are its own to change."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_kept", "_hooks", "_vouched_for")}
+
+
+def hooks_of(model: NoPosTransformer) -> tuple[tuple[int, ...], ...]:
+    """Which hooks each hook point has: the numbers that torch gives them, each once."""
+    points = model.hook_dict.values()
+    return tuple(tuple(handle.hook.id for handle in (*point.fwd_hooks, *point.bwd_hooks)) for point in points)

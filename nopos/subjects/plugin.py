@@ -1,0 +1,69 @@
+"""The pytest provider of this project's subjects: options that name models, and the hook that gives them.
+
+A project's conftest.py needs the one line `pytest_plugins = ["nopos.subjects.plugin"]`. Torch is imported when the
+run starts, not when pytest reads its options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import pytest
+
+from nopos.claims.control import Subject
+from nopos.claims.session import Source, is_worker
+
+pytest_plugins = ["nopos.claims.plugin"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("nopos", "findings about models, as tests that can fail")
+    group.addoption(
+        "--nopos-checkpoint",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a model to check: ours, or a HookedTransformer state dict (.safetensors, .pt, .pth); repeatable",
+    )
+    group.addoption(
+        "--nopos-recipe", metavar="NAME", help="check a model trained by this recipe, cached or trained now"
+    )
+    group.addoption("--nopos-seed", type=int, metavar="N", help="seed of the model of --nopos-recipe (default: 0)")
+    group.addoption(
+        "--nopos-device", metavar="D", help="where to train: cpu or cuda (default: CUDA where there is one)"
+    )
+    group.addoption("--nopos-retrain", action="store_true", help="train again what the cache holds")
+
+
+def pytest_nopos_subjects(config: pytest.Config) -> Sequence[Source]:
+    """The models that the command line names; else the reference model and, when slow tests are wanted, trained ones.
+
+    Named models are loaded here, so that a mistake ends the run in one line.
+    """
+    from nopos.storage.checkpoints import device_named
+    from nopos.subjects import sources
+
+    option = config.getoption
+    files, recipe, seed, device = (option(f"nopos_{name}") for name in ("checkpoint", "recipe", "seed", "device"))
+    sources.require_possible(recipe=recipe, seed=seed, device=device)
+    retrain = option("nopos_retrain") and not is_worker(config)  # under xdist the first process forgets for all
+    if files or recipe is not None:
+        if retrain and recipe is not None:
+            sources.forget(recipe, seed or 0, device_named(device))
+        named = sources.named_subjects(files, recipe=recipe, seed=seed, device=device)
+        return [Source(subject.name, partial(_known, subject)) for subject in named]
+    if not _slow_wanted(option("markexpr")):
+        return [sources.reference_source()]
+    if retrain:
+        for of, number in sources.SLOW_MODELS:
+            sources.forget(of, number, device_named(device))
+    return [sources.reference_source(), *sources.slow_sources(device_named(device))]
+
+
+def _known(subject: Subject) -> Subject:
+    return subject
+
+
+def _slow_wanted(markers: str) -> bool:
+    return "slow" in markers and "not slow" not in markers

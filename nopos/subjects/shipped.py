@@ -1,0 +1,55 @@
+"""Where the claims and the models that ship with nopos lie: beside the package in a checkout, inside it in a wheel."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from pathlib import Path
+
+from nopos.claims.claim import Claim, claim_of
+from nopos.errors import ClaimError
+
+_PACKAGE = Path(__file__).parents[1]
+_INSTALLED = (_PACKAGE / "_fixtures").is_dir()
+
+CLAIMS = _PACKAGE / "_claims" if _INSTALLED else _PACKAGE.parent / "tests" / "claims"
+FIXTURES = _PACKAGE / "_fixtures" if _INSTALLED else _PACKAGE.parent / "fixtures"
+
+
+def checkpoint_path(name: str) -> Path:
+    """The weights of a shipped model: `reference`, or a trained control."""
+    return FIXTURES / "checkpoints" / f"{name}.safetensors"
+
+
+def shipped_claims() -> tuple[Claim, ...]:
+    """Every claim that ships, in the order of the files.
+
+    Raises:
+        ClaimError: a test among them is no claim, or two have one name.
+    """
+    return claims_in(CLAIMS)
+
+
+@cache
+def claims_in(folder: Path) -> tuple[Claim, ...]:
+    """Every claim of a folder's `test_*.py`, in the order of the files; the files are imported once.
+
+    Raises:
+        ClaimError: a test among them is no claim, or two have one name.
+    """
+    claims: dict[str, Claim] = {}
+    for path in sorted(folder.glob("test_*.py")):
+        specification = importlib.util.spec_from_file_location(path.stem, path)
+        if specification is None or specification.loader is None:
+            raise ClaimError(f"{path}: cannot be imported; it must be a Python file")
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        for name, test in vars(module).items():
+            if name.startswith("test_"):
+                claim = claim_of(test)
+                if claim is None:
+                    raise ClaimError(f"{path}: {name} is no claim; mark it with @claim")
+                if name in claims:
+                    raise ClaimError(f"{path}: {name} is the name of two claims; rename one")
+                claims[name] = claim
+    return tuple(claims.values())

@@ -1,0 +1,79 @@
+"""Where the subjects of this project come from: the reference model, files, and recipes by way of the cache.
+
+The pytest provider and the command line share these functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from nopos.claims.session import Source, require_distinct
+from nopos.errors import ConfigError
+from nopos.model.recipes import recipe_named
+from nopos.storage import cache, checkpoints
+from nopos.subjects.controls import REFERENCE, reference
+from nopos.subjects.subject import Subject
+
+SLOW_MODELS = (("notebook", 0), ("sprint", 100), ("sprint", 101))
+"""Recipe and seed of the models that the slow tier checks too. No bound was set from the two of `sprint`."""
+
+
+def require_possible(*, recipe: str | None, seed: int | None, device: str | None) -> None:
+    """Raise ConfigError for options that cannot be, before any work."""
+    checkpoints.device_named(device)
+    if seed is not None and recipe is None:
+        raise ConfigError("seed is given without a recipe; name the recipe too, or leave the seed out")
+
+
+def named_subjects(
+    files: Sequence[str], *, recipe: str | None, seed: int | None, device: str | None
+) -> Iterator[Subject]:
+    """The models that a command line names, loaded or trained one after the other.
+
+    Args:
+        files: checkpoints.
+        recipe: of one more model, from the cache or trained now.
+        seed: of that model; 0 if it is None.
+        device: where to train it; the best there is if it is None.
+
+    Raises:
+        NoposError: a file is named twice or is no checkpoint of this shape, there is no such recipe or seed, or
+            training went wrong.
+    """
+    require_distinct(files)
+    for name in files:
+        yield Subject(name, checkpoints.load(Path(name)))
+    if recipe is not None:
+        yield recipe_subject(recipe, seed or 0, checkpoints.device_named(device))
+
+
+def reference_source() -> Source:
+    """The committed no-position model."""
+    return Source(REFERENCE, reference)
+
+
+def slow_sources(device: torch.device) -> list[Source]:
+    """What `pytest -m slow` checks too: models trained on this device, or found in the cache."""
+    return [
+        Source(recipe_name(recipe, seed), partial(recipe_subject, recipe, seed, device), slow=True)
+        for recipe, seed in SLOW_MODELS
+    ]
+
+
+def recipe_name(recipe: str, seed: int) -> str:
+    """What a model of a recipe is called."""
+    return f"{recipe} seed {seed}"
+
+
+def recipe_subject(recipe: str, seed: int, device: torch.device) -> Subject:
+    """A model of a recipe, from the cache or trained now."""
+    return Subject(recipe_name(recipe, seed), cache.load_or_train(recipe_named(recipe), seed, device))
+
+
+def forget(recipe: str, seed: int, device: torch.device) -> None:
+    """Take a model out of the cache, so that it is trained again."""
+    cache.forget(recipe_named(recipe), seed, device)

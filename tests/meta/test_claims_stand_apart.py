@@ -1,0 +1,118 @@
+"""The machinery of claims serves any model: it knows none, and runs without torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "nopos" / "claims"
+ALLOWED = ("nopos.claims", "nopos.errors", "nopos.environment", "nopos.storage.files")
+
+
+def imported(node):
+    if isinstance(node, ast.ImportFrom):
+        return [node.module if node.module != "nopos" else f"nopos.{alias.name}" for alias in node.names]
+    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_the_machinery_imports_nothing_of_this_project_but_the_foundation(path):
+    names = [name for node in ast.walk(ast.parse(path.read_text())) for name in imported(node)]
+    ours = [name for name in names if name.startswith(("nopos", "torch", "transformer_lens"))]
+    assert [name for name in ours if not name.startswith(ALLOWED)] == []
+
+
+def test_loading_the_machinery_loads_no_torch():
+    modules = [f"nopos.claims.{path.stem}" for path in FOLDER.glob("*.py") if path.stem != "__init__"]
+    code = f"import sys, {', '.join(modules)}\nprint(sorted({{'torch', 'safetensors'}} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+CONFTEST = """
+from contextlib import nullcontext
+from nopos.claims.session import Source
+
+pytest_plugins = ["nopos.claims.plugin"]
+
+class Coin:
+    def __init__(self, name, heads):
+        self.name, self.heads = name, heads
+
+    def solves_the_task(self):
+        return True
+
+    def proven_unchanged(self):
+        return nullcontext()
+
+    def record(self):
+        return {"description": "a coin", "config": {"heads": self.heads}}
+
+def pytest_nopos_subjects(config):
+    return [Source("fair", lambda: Coin("fair", 0.5)), Source("slow", lambda: Coin("slow", 0.5), slow=True)]
+"""
+
+CLAIM = """
+from nopos.claims.claim import claim
+from nopos.claims.control import Control
+from conftest import Coin
+
+LOADED = Control("loaded", "a tail", lambda: Coin("loaded", 0.9), "broken")
+
+@claim(evidence="behavioural", source="here", refuted_by=[LOADED], requested="fairness")
+def test_the_coin_is_fair(subject, measure):
+    '''It is.'''
+    assert measure("share of heads", subject.heads) < 0.6
+
+@claim(evidence="behavioural", source="here", refuted_by=[LOADED])
+def test_the_coin_has_a_tail(subject, measure):
+    '''It has.'''
+    assert measure("share of heads", subject.heads) < 0.8
+"""
+
+
+@pytest.fixture
+def project(pytester, monkeypatch):
+    """A project of one's own, with subjects that are no models of this project."""
+    pytester.makeconftest(CONFTEST)
+    pytester.makepyfile(CLAIM)
+    monkeypatch.setenv("PYTHONPATH", f"{pytester.path}:{FOLDER.parents[1]}")
+    return lambda *options: pytester.runpytest_subprocess("-pno:cacheprovider", *options)
+
+
+def test_a_project_of_ones_own_names_its_subjects_by_the_hook_alone(project):
+    result = project("-mnot slow")
+    result.assert_outcomes(passed=2, deselected=2)
+    result.stdout.fnmatch_lines(["fair (a coin)", "*false on loaded (broken)", "*2 of 2 claims came out as expected"])
+
+
+def test_the_findings_that_were_requested_are_selected_by_their_marker(project):
+    result = project("-mrequested and not slow", "--strict-markers")
+    result.assert_outcomes(passed=1, deselected=3)
+    result.stdout.fnmatch_lines(["*the coin is fair*"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('Source("slow"', 'Source("fair"', "*ERROR: nopos: fair: is named twice; name each model once"),
+        ("    return [", "    raise ConfigError('there is no coin')\n    return [", "*ERROR: nopos: there is no coin"),
+    ],
+    ids=["two of one name", "an error of its own"],
+)
+def test_what_a_provider_objects_to_is_one_line(project, pytester, old, new, message):
+    pytester.makeconftest("from nopos.errors import ConfigError\n" + CONFTEST.replace(old, new))
+    result = project()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([message])
+
+
+def test_a_source_whose_model_has_another_name_fails_its_tests(project, pytester):
+    pytester.makeconftest(CONFTEST.replace('Coin("fair"', 'Coin("unfair"'))
+    result = project("-mnot slow")
+    result.assert_outcomes(errors=2, deselected=2)
+    result.stdout.fnmatch_lines(["*fair: its source loads a model called 'unfair'; give both one name"])

@@ -1,0 +1,44 @@
+"""The picture of the mechanism: what is drawn, and that drawing it twice gives one file."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib", reason="the picture needs the extra `docs`")
+
+from docs.draw_mechanism import PICTURE, WRITERS, Measured, draw, measure
+from nopos.mechanism.kernel import NEAR
+from nopos.subjects.controls import reference
+
+
+@pytest.fixture(scope="module")
+def measured() -> Measured:
+    return measure(reference())
+
+
+def test_the_picture_is_the_same_at_every_run(measured, tmp_path):
+    for name in ("first", "second"):
+        draw(measured, tmp_path / name)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+@pytest.mark.parametrize("path", [PICTURE, None], ids=["committed", "drawn now"])
+def test_the_picture_has_no_date_and_needs_no_font(path, measured, tmp_path):
+    if path is None:
+        path = tmp_path / "now.svg"
+        draw(measured, path)
+    text = path.read_text()
+    assert "<dc:date>" not in text
+    assert "<text" not in text
+
+
+def test_the_panels_show_what_the_claims_say_of_the_reference_model(measured):
+    np.testing.assert_allclose(measured.bos_weight, measured.bos_by_law, rtol=0.03)
+    assert measured.shares.sum() > 0.97
+    assert measured.scores_by_weights.shape == (NEAR + 1,)
+    assert (np.diff(measured.scores, axis=1) < 0).all()
+    assert (measured.scores[:, 0] == 0).all()
+    by_writer = dict(zip(WRITERS, zip(measured.current, measured.previous, strict=True), strict=True))
+    assert by_writer["MLP 0"][0] < 0 < by_writer["attention 1"][0]
+    assert by_writer["MLP 1"][1] == max(measured.previous)

@@ -1,0 +1,71 @@
+"""README is short enough for a stranger, its example works, and the documents' tables are those of the code."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from nopos.claims.claim import claim_of
+from nopos.claims.outcome import Controls
+from nopos.claims.records import records
+from nopos.claims.verdict import check
+from nopos.subjects.controls import CONTROLS, reference
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+CLAIMS = ROOT / "docs" / "claims.md"
+DOCUMENTS = sorted([README, *ROOT.glob("docs/*.md")])
+PRIVATE = r"slots?|twins?|rungs?|rulers?|told|said|cutting|erased?|erases|lawful|exchanged?|toothless"
+"""Words for which the field has others, which the glossary names."""
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """What README's whole file measures on the reference model: claim, verdict, and the records of both."""
+    (text,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    path = tmp_path_factory.mktemp("readme") / "test_my_claims.py"
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location("test_my_claims", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (claim,) = (found for value in vars(module).values() if (found := claim_of(value)) is not None)
+    subject, controls = reference(), Controls()
+    verdict = check(claim, subject, controls)
+    return verdict, records(verdict, subject, controls)
+
+
+def test_readme_is_short_and_has_the_two_commands():
+    lines = README.read_text().splitlines()
+    assert len(lines) <= 200
+    assert sum(line.startswith("python3 -m venv") for line in lines) == 2
+
+
+def test_the_claim_that_readme_shows_holds_and_can_fail(example):
+    verdict, _ = example
+    assert verdict.reasons == ()
+    assert all(judged.refuted_by for judged in verdict.comparisons)
+
+
+def test_the_ledgers_fields_are_all_described(example):
+    _, entries = example
+    described = re.findall(r"`(\w+)`", CLAIMS.read_text().partition("## The ledger")[2])
+    found = {*entries[0]["subject"], *entries[0]["claim"], *entries[0]["claim"]["measurements"][0]}
+    assert found - set(described) == set()
+
+
+def test_every_control_is_listed_with_its_kind():
+    rows = re.findall(r"^\| ([\w ]+?) \| ([\w ]+?) \| .+ \| [\d.]+ \|$", CLAIMS.read_text(), flags=re.MULTILINE)
+    assert set(rows) == {(control.name, control.kind) for control in CONTROLS}
+
+
+def test_the_glossary_has_at_most_twenty_entries():
+    rows = (ROOT / "docs" / "glossary.md").read_text().split("| --- | --- |\n")[1].splitlines()
+    assert 0 < len(rows) <= 20
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_a_document_uses_the_words_of_the_field(document):
+    assert re.findall(rf"\b(?:{PRIVATE})\b", document.read_text(), flags=re.IGNORECASE) == []

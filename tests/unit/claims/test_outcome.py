@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from nopos.claims.control import Control
+from nopos.claims.measure import Comparison
+from nopos.claims.outcome import Controls, Outcome, evaluate
+from tests.support.fake_subjects import Fake, claimed, control
+
+TRUE, FALSE = Comparison("a", 1.0, "nats", "<", 2.0, 1.0, True), Comparison("b", 3.0, "", "<", 2.0, -1.0, False)
+
+
+def test_the_verdict_is_made_from_the_whole_record():
+    assert Outcome("m", (TRUE,), 0.0).verdict == "holds"
+    assert Outcome("m", (TRUE, FALSE), 0.0).verdict == "refuted"
+    assert Outcome("m", (TRUE, FALSE), 0.0, ValueError("x")).verdict == "error"
+
+
+def test_an_early_false_comparison_lets_the_body_go_on():
+    outcome = evaluate(claimed(control()), Fake("bad", {"loss": 9.0, "share": 0.9}))
+    assert [comparison.holds for comparison in outcome.comparisons] == [False, True]
+    assert outcome.compared == [("loss", "<", 1.0), ("share", ">", 0.5)]
+    assert list(outcome.false) == ["loss"]
+
+
+def test_keyword_arguments_with_defaults_keep_them():
+    def at(subject, measure, offset=1):
+        """It is measured at an offset."""
+        assert measure("offset", offset) < 1
+
+    assert evaluate(claimed(control(), body=at), Fake()).comparisons[0].value == 1.0
+
+
+@pytest.fixture
+def counted():
+    """A control that counts how often it is built, and a claim that counts on which subjects it is evaluated."""
+    built, evaluated = [], []
+
+    def build():
+        built.append(1)
+        return Fake("counted", {"loss": 9.0, "share": 0.1})
+
+    def counts(subject, measure):
+        """It counts."""
+        evaluated.append(subject.name)
+        assert measure("loss", subject["loss"]) < 1.0
+
+    counting = Control("counted", "nothing", build, "broken")
+    return claimed(counting, body=counts), counting, built, evaluated
+
+
+def test_a_control_is_built_once_and_a_claim_evaluated_once_on_it(counted):
+    claim, counting, built, evaluated = counted
+    controls = Controls()
+    bound = replace(claim, body=partial(claim.body))  # as the plugin binds it, anew for every subject
+    outcomes = [controls.outcome(one, counting) for one in (claim, claim, bound)]
+    assert outcomes[0] is outcomes[1] is outcomes[2]
+    assert (len(built), evaluated) == (1, ["counted"])
+
+
+def test_a_claim_has_an_outcome_on_each_of_two_controls_of_one_name():
+    bad, good = control("spoilt"), control("spoilt", loss=0.0, share=0.9)
+    controls, claim = Controls(), claimed(bad)
+    assert [controls.outcome(claim, one).verdict for one in (bad, good)] == ["refuted", "holds"]
+
+
+def test_claims_of_other_parameters_are_evaluated_each(counted):
+    claim, counting, built, evaluated = counted
+    controls = Controls()
+    for parameter in (1, 2):
+        controls.outcome(replace(claim, id=f"{claim.id}[{parameter}]"), counting)
+    assert (len(built), evaluated) == (1, ["counted", "counted"])
+
+
+def test_a_claim_that_is_defined_anew_is_evaluated_anew():
+    """As in a notebook whose cell was edited and run again."""
+    controls, bad = Controls(), control()
+
+    def make(limit):
+        def body(subject, measure):
+            """It is low."""
+            assert measure("loss", subject["loss"]) < limit
+
+        return claimed(bad, body=body)
+
+    assert make(1.0).id == make(10.0).id
+    assert controls.outcome(make(1.0), bad).verdict == "refuted"
+    assert controls.outcome(make(10.0), bad).verdict == "holds"
+
+
+def test_a_control_that_cannot_be_built_is_an_error_under_its_name():
+    broken = Control("broken", "everything", lambda: 1 / 0, "broken")
+    controls = Controls()
+    outcome = controls.outcome(claimed(broken), broken)
+    assert (outcome.subject, outcome.verdict, outcome.error) == (
+        "broken",
+        "error",
+        "ZeroDivisionError: division by zero",
+    )
+    assert controls.built(broken) is None
+
+
+def test_whether_a_control_solves_the_task_is_asked_once():
+    asked = []
+
+    class Asked(Fake):
+        def solves_the_task(self):
+            asked.append(1)
+            return True
+
+    rival = Control("rival", "nothing", lambda: Asked("rival"), "other mechanism")
+    controls = Controls()
+    assert [controls.solves_the_task(rival) for _ in range(2)] == [True, True]
+    assert len(asked) == 1

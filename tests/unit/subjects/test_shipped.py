@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+
+from nopos.errors import ClaimError
+from nopos.subjects.shipped import CLAIMS, claims_in, shipped_claims
+
+HEAD = """
+from nopos import claim
+from nopos.subjects.controls import UNTRAINED
+
+"""
+CLAIM = """
+@claim(evidence="behavioural", source="here", refuted_by=[UNTRAINED])
+def test_{0}(subject, measure):
+    '''It is.'''
+    assert measure("loss", subject.loss, "nats") < 0.1
+"""
+
+
+def test_the_shipped_claims_are_those_of_the_folder_in_the_order_of_the_files():
+    files = [claim.id.partition("::")[0] for claim in shipped_claims()]
+    assert files == sorted(files)
+    assert set(files) == {path.name for path in CLAIMS.glob("test_*.py")}
+    assert shipped_claims() is shipped_claims()
+
+
+def test_claims_stand_in_the_order_in_which_they_are_written(tmp_path):
+    (tmp_path / "test_b.py").write_text(HEAD + CLAIM.format("one") + CLAIM.format("another"))
+    (tmp_path / "test_a.py").write_text(HEAD + CLAIM.format("third") + "def helper(): ...\n")
+    (tmp_path / "other.py").write_text("1 / 0")
+    ids = [claim.id for claim in claims_in(tmp_path)]
+    assert ids == ["test_a.py::test_third", "test_b.py::test_one", "test_b.py::test_another"]
+
+
+def test_a_test_that_is_no_claim_is_refused(tmp_path):
+    (tmp_path / "test_a.py").write_text("def test_plain(): ...\n")
+    with pytest.raises(ClaimError, match="test_plain is no claim; mark it with @claim"):
+        claims_in(tmp_path)
+
+
+def test_two_claims_of_one_name_are_refused(tmp_path):
+    for name in ("test_a.py", "test_b.py"):
+        (tmp_path / name).write_text(HEAD + CLAIM.format("same"))
+    with pytest.raises(ClaimError, match=r"test_b.py: test_same is the name of two claims; rename one"):
+        claims_in(tmp_path)

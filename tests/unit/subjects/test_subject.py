@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nopos.errors import ClaimError
+from nopos.mechanism.decode import contributions
+from nopos.methods.activations import activation
+from nopos.methods.interventions import loss_with
+from nopos.methods.neurons import mlp_activations
+from nopos.model.data import held_out_tokens, mean_loss
+from nopos.model.hook_points import hook_point
+from nopos.subjects.controls import NO_BOS, RELAY, TWO_BACK, UNTRAINED, reference
+from nopos.subjects.subject import Subject
+
+ATTN_OUT = hook_point(1, "attn_out")
+
+
+@pytest.fixture(scope="module")
+def model_under_test():
+    return reference()
+
+
+def loss_on(model, tokens):
+    return mean_loss(model.logits(tokens), tokens).item()
+
+
+def test_a_subject_is_measured_on_the_cpu_in_float32(model_under_test):
+    for parameter in model_under_test.model.parameters():
+        assert (parameter.device.type, parameter.dtype) == ("cpu", torch.float32)
+
+
+def test_loss_and_accuracy_are_those_of_the_held_out_tokens(model_under_test):
+    tokens = held_out_tokens(model_under_test.config, 256)
+    logits = model_under_test.model(tokens)
+    assert model_under_test.loss == model_under_test.loss_at(1) == mean_loss(logits, tokens).item()
+    right = logits[:, 1:].argmax(-1) == tokens[:, :-1]
+    assert model_under_test.accuracy_at(1) == pytest.approx(right.double().mean().item())
+
+
+def test_analyses_are_made_on_the_first_of_them_and_means_are_of_others(model_under_test):
+    assert torch.equal(model_under_test.tokens, held_out_tokens(model_under_test.config, 256)[:64])
+    assert model_under_test.other_tokens.shape == model_under_test.tokens.shape
+    own = {tuple(row) for row in held_out_tokens(model_under_test.config, 256).tolist()}
+    assert not own & {tuple(row) for row in model_under_test.other_tokens.tolist()}
+
+
+@pytest.mark.parametrize(
+    "name", ["name", "config", "task", "checkpoint", "model", "folded", "tokens", "other_tokens", "loss"]
+)
+def test_nothing_of_a_subject_can_be_exchanged(model_under_test, name):
+    with pytest.raises(AttributeError):
+        setattr(model_under_test, name, getattr(model_under_test, name))
+
+
+def test_a_subject_with_other_sequences_gives_other_results(model_under_test):
+    """Tokens that were exchanged once gave the results of those before them."""
+    few = Subject("few", model_under_test.checkpoint, sequences=8)
+    assert torch.equal(few.tokens, model_under_test.tokens[:8])
+    assert len(few.other_tokens) == 8
+    assert few.run(loss_on) == loss_on(few.model, few.tokens)
+    assert few.run(loss_on) != model_under_test.run(loss_on)
+    assert few.loss == model_under_test.loss  # which is of as many sequences for every subject
+
+
+def test_an_analysis_is_handed_what_it_asks_for_by_name(model_under_test):
+    def all_of_it(model, folded, tokens, other_tokens, loss_tokens, *, target_offset):
+        return id(model), id(folded), id(tokens), id(other_tokens), loss_tokens, target_offset
+
+    model, folded, tokens, other_tokens, loss_tokens, target_offset = model_under_test.run(all_of_it)
+    assert model == id(model_under_test.model)
+    assert folded == id(model_under_test.folded)
+    assert tokens == id(model_under_test.tokens)
+    assert other_tokens == id(model_under_test.other_tokens)
+    assert torch.equal(loss_tokens, held_out_tokens(model_under_test.config, 256))
+    assert target_offset == 1
+    assert TWO_BACK.build().run(lambda target_offset: target_offset) == 2
+    assert model_under_test.run(lambda: "nothing") == "nothing"
+
+
+def test_an_option_comes_before_what_the_subject_has_of_its_name(model_under_test):
+    def given(folded, target_offset):
+        return id(folded), target_offset
+
+    own, other = model_under_test.folded, model_under_test.model
+    assert model_under_test.run(given) == (id(own), 1)
+    assert model_under_test.run(given, folded=other, target_offset=3) == (id(other), 3)
+
+
+def test_a_standing_edit_is_part_of_the_subject_and_rebuilt_with_it():
+    good = reference().checkpoint
+    subject = Subject("silenced", good, interventions={ATTN_OUT: torch.zeros_like})
+    loss = subject.loss
+    assert loss > 5
+    expected = loss_with(reference().model, subject.tokens, {ATTN_OUT: torch.zeros_like})
+    assert subject.run(loss_on) == pytest.approx(expected)
+    with pytest.raises(ClaimError, match="changed its hooks"), subject.proven_unchanged():
+        subject.model.reset_hooks(including_permanent=True)
+    assert subject.loss == loss
+    assert subject.model.hook_dict[ATTN_OUT].has_hooks()
+    with subject.proven_unchanged():
+        subject.run(mlp_activations, layer=0)
+    subject.model.reset_hooks()
+    assert subject.loss == loss
+
+
+def test_a_result_is_computed_once_for_each_set_of_options(model_under_test):
+    calls = []
+
+    def analysis(model, tokens, *, layer=0):
+        calls.append(layer)
+        return layer + 0.5
+
+    assert [model_under_test.run(analysis, layer=layer) for layer in (1, 2, 1)] == [1.5, 2.5, 1.5]
+    assert calls == [1, 2]
+
+
+def test_what_is_done_to_a_result_is_not_seen_by_the_next(model_under_test):
+    name = hook_point(0, "attn_out")
+    model_under_test.run(activation, hook_point=name).zero_()
+    assert model_under_test.run(activation, hook_point=name).abs().max() > 0
+    assert model_under_test.run(contributions).abs().max() > 0
+
+
+def test_a_result_for_given_tokens_is_of_what_they_are_now(model_under_test):
+    tokens = model_under_test.tokens[:4].clone()
+    first = model_under_test.run(loss_on, tokens=tokens)
+    tokens[:, 1:] = 7
+    assert model_under_test.run(loss_on, tokens=tokens) == loss_on(model_under_test.model, tokens) != first
+
+
+def test_options_that_cannot_be_remembered_are_one_clear_line(model_under_test):
+    with pytest.raises(ClaimError, match=r"options of activation cannot be remembered .*; give tuples"):
+        model_under_test.run(activation, hook_point=["hook_embed"])
+
+
+def test_a_result_on_changed_weights_is_not_remembered():
+    subject = reference()
+    before = subject.run(loss_on)
+    bias = subject.model.unembed.b_U.data
+    kept = bias.clone()
+    bias[3] += 9
+    changed = subject.run(loss_on)
+    assert changed == loss_on(subject.model, subject.tokens) != before
+    bias[4] += 9
+    assert subject.run(loss_on) not in (before, changed)
+    bias.copy_(kept)
+    assert subject.run(loss_on) == before
+
+
+def test_each_subject_is_judged_on_its_own_task(model_under_test):
+    solves = {control.name: control.build().solves_the_task() for control in (RELAY, TWO_BACK, UNTRAINED)}
+    assert solves == {"relay": True, "two back": True, "untrained": False}
+    assert model_under_test.solves_the_task()
+    two_back = TWO_BACK.build()
+    assert (two_back.task.target_offset, two_back.loss) == (2, two_back.loss_at(2))
+    assert two_back.accuracy_at(2) > 0.99
+    assert two_back.loss_at(1) > 5
+    assert two_back.accuracy_at(1) < 0.05
+
+
+def test_a_model_without_BOS_is_read_on_tokens_without_BOS(model_under_test):
+    subject = NO_BOS.build()
+    for tokens in (subject.tokens, subject.other_tokens, subject.run(lambda loss_tokens: loss_tokens)):
+        assert (tokens > 0).all()
+    assert (model_under_test.tokens[:, 0] == 0).all()
+
+
+def test_a_change_is_found_named_and_mended():
+    subject = reference()
+    loss = subject.loss
+
+    def spoil():
+        with subject.proven_unchanged():
+            subject.model.unembed.b_U.data.add_(1)
+            subject.model.add_hook("hook_embed", lambda activation, hook: activation * 0)
+            subject.tokens[0, 5] = 9
+
+    with pytest.raises(ClaimError, match="reference: a test changed its weights and tokens and hooks"):
+        spoil()
+    assert subject.loss == loss
+    with subject.proven_unchanged():
+        subject.model.run_with_hooks(subject.tokens[:1], fwd_hooks=[("hook_embed", lambda activation, hook: None)])
+
+
+def test_a_hook_put_in_the_place_of_another_is_found():
+    subject = Subject("silenced", reference().checkpoint, interventions={ATTN_OUT: torch.zeros_like})
+
+    def exchange():
+        with subject.proven_unchanged():
+            subject.model.reset_hooks(including_permanent=True)
+            subject.model.add_perma_hook(ATTN_OUT, lambda activation, hook: activation + 1)
+
+    with pytest.raises(ClaimError, match="changed its hooks"):
+        exchange()
+
+
+def test_a_failure_inside_is_not_hidden_by_the_check():
+    subject = UNTRAINED.build()
+
+    def spoil_and_fail():
+        with subject.proven_unchanged():
+            subject.model.unembed.b_U.data.add_(1)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        spoil_and_fail()
+    assert subject.model.unembed.b_U.abs().max() == 0
