@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from nopos import claim
 from nopos.mechanism.kernel import (
     effect_of_scores_from_weights,
@@ -44,9 +46,10 @@ def test_queries_grow_as_the_steps_between_keys_shrink_so_that_scores_fall_alike
     """Asked by one query, keys of late positions lie closer together; a later query stretches them more."""
     steps = subject.run(score_steps)
     of_scores, of_keys = (relative_range(falls) for falls in (steps.of_scores, steps.of_keys))
+    keys_over_scores = of_keys / max(of_scores, torch.finfo(torch.float32).eps)
     assert measure("least fall of the scores per position", steps.of_scores.min().item(), "nats") > 0.8
     assert measure("spread of the falls", of_scores) < 0.45
-    assert measure("spread of the keys' falls under one query, over that", of_keys / of_scores) > 1.5
+    assert measure("spread of the keys' falls under one query, over that", keys_over_scores) > 1.5
     assert measure("gain of the last query over that of the first late one", steps.growth) > 1.2
 
 
