@@ -99,7 +99,7 @@ def selected(keywords: str | None) -> list[Claim]:
     claims = shipped.shipped_claims()
     if not claims:
         raise ConfigError(f"{shipped.CLAIMS}: holds no claims; there is nothing to run")
-    if keywords is None:
+    if not keywords:  # as in pytest, an empty expression selects all
         return list(claims)
     # Private, but what is promised is pytest's meaning of `-k`, and this is where pytest keeps it.
     from _pytest.mark.expression import Expression

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,18 +49,27 @@ class Outcome:
 def evaluate(claim: Claim, subject: Subject) -> Outcome:
     """Run a claim's body on one model and say what came out. Only Ctrl-C and what ends the process pass through."""
     measure, start = Measure(), time.perf_counter()
-    exception: BaseException | None = None
-    try:
+
+    def run() -> None:
         with subject.proven_unchanged():
             claim.body(subject=subject, measure=measure)
         measure.close()
+
+    exception = raised_by(run)
+    return Outcome(subject.name, measure.made, time.perf_counter() - start, exception)
+
+
+def raised_by(action: Callable[[], object]) -> BaseException | None:
+    """What an action raised, if it raised; only Ctrl-C and what ends the process pass through."""
+    try:
+        action()
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except Exception as error:
-        exception = error
+        return error
     except BaseException as ending:  # what pytest's skip, xfail and fail raise
-        exception = ClaimError(f"a claim may not skip or xfail ({ending}); it holds or it is refuted")
-    return Outcome(subject.name, measure.made, time.perf_counter() - start, exception)
+        return ClaimError(f"a claim may not skip or xfail ({ending}); it holds or it is refuted")
+    return None
 
 
 class Controls:
@@ -77,7 +87,10 @@ class Controls:
     def subject(self, control: Control) -> Subject:
         """The control's model, built the first time it is wanted."""
         if control not in self._subjects:
-            self._subjects[control] = control.build()
+            built: object = control.build()
+            if not isinstance(built, Subject):
+                raise ClaimError(f"control {control.name} builds {built!r}; it must build a subject")
+            self._subjects[control] = built
         return self._subjects[control]
 
     def built(self, control: Control) -> Subject | None:
@@ -88,12 +101,11 @@ class Controls:
         """What comes out of a claim on a control; a control that cannot be built is an error like any other."""
         key = (control, claim.id, claim.function)
         if key not in self._outcomes:
-            try:
-                subject = self.subject(control)
-            except Exception as error:
+            error = raised_by(lambda: self.subject(control))
+            if error is not None:
                 self._outcomes[key] = Outcome(control.name, (), 0.0, error)
             else:
-                self._outcomes[key] = evaluate(claim, subject)
+                self._outcomes[key] = evaluate(claim, self.subject(control))
         return self._outcomes[key]
 
     def solves_the_task(self, control: Control) -> bool:

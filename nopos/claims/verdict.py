@@ -6,12 +6,13 @@ The pytest plugin, the command line, the scripts that measure bounds and a noteb
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from nopos.claims.claim import Claim
 from nopos.claims.control import Control, Subject
 from nopos.claims.measure import Comparison
-from nopos.claims.outcome import Controls, Outcome, evaluate
+from nopos.claims.outcome import Controls, Outcome, evaluate, raised_by
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,10 @@ def _blindness(claim: Claim, on_controls: tuple[tuple[Control, Outcome], ...], c
         return []
     for control, outcome in on_controls:
         if control.kind == "other mechanism" and outcome.verdict == "refuted":
-            try:
-                if controls.solves_the_task(control):
-                    return []
-            except Exception as error:
+            error = raised_by(partial(controls.solves_the_task, control))
+            if error is None and controls.solves_the_task(control):
+                return []
+            if error is not None:
                 return [f"control {control.name}: whether it solves the task: {type(error).__name__}: {error}"]
     return [
         f"cannot tell the mechanism from being good at the task: a {claim.evidence} claim must come out refuted on a "

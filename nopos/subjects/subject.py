@@ -250,4 +250,6 @@ def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _same(built: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> bool:
-    return built.keys() == tensors.keys() and all(torch.equal(built[name], value) for name, value in tensors.items())
+    return built.keys() == tensors.keys() and all(
+        value.dtype == built[name].dtype and torch.equal(built[name], value) for name, value in tensors.items()
+    )

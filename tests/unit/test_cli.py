@@ -141,7 +141,6 @@ def test_the_selected_claims_alone_are_checked(two_claims, nopos, tmp_path):
     [
         ("loss and", "-k is 'loss and'; it must be words with and, or, not"),
         ("(loss", "-k is '(loss'; it must be words with and, or, not"),
-        ("", "-k is ''; it selects none of the 2 claims that --list shows"),
         ("loss(a=1)", "-k is 'loss(a=1)'; it must be words with and, or, not (a word takes no options)"),
         ("dance", "-k is 'dance'; it selects none of the 2 claims that --list shows"),
     ],

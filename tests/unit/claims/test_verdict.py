@@ -103,6 +103,21 @@ def test_a_control_that_cannot_be_built_is_an_error():
     assert verdict.reasons == ("control broken: ZeroDivisionError: division by zero; an error is never a refutation",)
 
 
+def test_a_control_whose_making_skips_is_an_error():
+    def skips():
+        raise Ending("no such file")
+
+    verdict = checked(claimed(Control("absent", "everything", skips, "broken"), control()))
+    assert verdict.verdict == "error"
+    assert "control absent: ClaimError: a claim may not skip or xfail (no such file)" in verdict.reason
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_control_that_makes_no_subject_is_an_error():
+    verdict = checked(claimed(Control("empty", "everything", lambda: None, "broken"), control()))
+    assert "control empty: ClaimError: control empty builds None; it must build a subject" in verdict.reason
+
+
 def test_a_subject_that_the_body_changes_is_an_error():
     def spoils(subject, measure):
         """It changes what it measures."""

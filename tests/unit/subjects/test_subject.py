@@ -195,6 +195,12 @@ def test_a_hook_put_in_the_place_of_another_is_found():
         exchange()
 
 
+def test_another_dtype_is_a_change():
+    subject = UNTRAINED.build()
+    with pytest.raises(ClaimError, match="changed its weights"), subject.proven_unchanged():
+        subject.model.double()
+
+
 def test_a_failure_inside_is_not_hidden_by_the_check():
     subject = UNTRAINED.build()
 
