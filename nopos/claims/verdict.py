@@ -1,6 +1,7 @@
 """The one place in which all rules live that a claim is judged by: `check(claim, subject, controls)`.
 
-The pytest plugin, the command line, the scripts that measure bounds and a notebook all call it, and decide nothing.
+The pytest plugin, the command line and a notebook call it, and decide nothing. The scripts that measure bounds and
+mutants have no use for controls: they call `outcome.evaluate`, which is one part of it.
 """
 
 from __future__ import annotations
