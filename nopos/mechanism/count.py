@@ -56,6 +56,11 @@ def dilution_of_queries(folded: NoPosTransformer, tokens: Tokens, *, one_for_all
     return median_dilution(folded).float()[:, None].expand_as(own) if one_for_all else own
 
 
+def weight_on_bos(a: Float[Tensor, "*#shape"], counts: Float[Tensor, "*#shape"]) -> Float[Tensor, ...]:
+    """The law: what BOS gets of the attention, by a query's dilution and its count."""
+    return a / (a + counts)
+
+
 def pattern_of_counts(a: Dilution, counts: Float[Tensor, " query_pos"]) -> Pattern:
     """Attention a/(a+n) to position 0 after a count of n, the rest alike on all later positions up to the query's own.
 
@@ -63,7 +68,7 @@ def pattern_of_counts(a: Dilution, counts: Float[Tensor, " query_pos"]) -> Patte
     alone.
     """
     pos = a.shape[-1]
-    on_bos = a / (a + counts)
+    on_bos = weight_on_bos(a, counts)
     on_another = (1 - on_bos) / torch.arange(pos).clamp_min(1)
     pattern = repeat(on_another, "batch head query_pos -> batch head query_pos key_pos", key_pos=pos).tril()
     pattern[..., 0] = on_bos

@@ -30,7 +30,7 @@ from nopos.mechanism.count import (
 )
 from nopos.methods.activation_patching import SPACING, Answers, answers_at
 from nopos.methods.activations import OtherTokens, Tokens, require_positions
-from nopos.methods.attention import LATE, Scores
+from nopos.methods.attention import LATE, Scores, mean_late_query
 from nopos.methods.interventions import NO_EDITS, Edit, activation_with, logits_with
 from nopos.methods.statistics import slope
 from nopos.model.config import BOS
@@ -87,7 +87,7 @@ def position_decoder(model: NoPosTransformer, tokens: Tokens, *, layer: int = 1)
     require_positions(tokens.shape[-1], at_least=LATE + 1)
     queries, keys = hook_point(layer, "attn.q"), hook_point(layer, "attn.k")
     read = model.activations(tokens, [queries, keys])
-    query = read[queries][:, LATE:].mean(dim=(0, 1))
+    query = mean_late_query(read[queries])
     return PositionDecoder(keys, query, _asked(read[keys], query).mean(dim=0)[1:])
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nopos.mechanism.layer_0_table import residual_table
 from nopos.methods.activations import Tokens, activation, require_positions
-from nopos.methods.attention import LATE, Scores
+from nopos.methods.attention import LATE, Scores, mean_late_query
 from nopos.methods.interventions import Effect, effect_of
 from nopos.methods.statistics import share_explained
 from nopos.model.config import BOS
@@ -84,7 +84,7 @@ def score_steps(model: NoPosTransformer, tokens: Tokens, *, layer: int = 1) -> S
     """How a layer's scores fall from 1 back on, and how its keys' do when one query is asked of all."""
     names = [hook_point(layer, f"attn.{name}") for name in ("attn_scores", "q", "k")]
     own_scores, q, k = model.activations(tokens, names).values()
-    query = q[:, LATE:].mean(dim=(0, 1), keepdim=True)
+    query = mean_late_query(q)
     scores = near(own_scores.mean(dim=0, keepdim=True), first=1)
     asked_by_one = _products(query.expand_as(q), k).mean(dim=0, keepdim=True)
     keys = near(asked_by_one / model.block(layer).attn.scale, first=1)

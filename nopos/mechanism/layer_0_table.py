@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nopos.errors import AnalysisError
-from nopos.mechanism.count import dilution
+from nopos.mechanism.count import dilution, weight_on_bos
 from nopos.methods.activations import Tokens
 from nopos.methods.circuits import normalized_embedding
 from nopos.methods.interventions import Effect, effect_of
@@ -33,7 +33,7 @@ def residual_table(folded: NoPosTransformer) -> Float[Tensor, "token pos d_model
     values = embedding @ block.attn.W_V[0] + block.attn.b_V[0]
     counts = torch.arange(folded.config.n_ctx).to(values)
     a = rearrange(dilution(folded)[0].to(values), "token -> token 1")
-    on_bos = a / (a + counts)
+    on_bos = weight_on_bos(a, counts)
     mixed = torch.lerp(values[BOS + 1 :].mean(dim=0), values[BOS], on_bos[..., None])  # [token pos d_head]
     residual = folded.embed.W_E[:, None] + mixed @ block.attn.W_O[0] + block.attn.b_O
     residual = residual + block.mlp(block.ln2(residual))

@@ -22,6 +22,11 @@ Scores = Float[Tensor, "batch head query_pos key_pos"]
 Pattern = Float[Tensor, "batch head query_pos key_pos"]
 
 
+def mean_late_query(q: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "head d_head"]:
+    """The one query that is asked of all keys where only they are to differ: the mean over late positions."""
+    return q[:, LATE:].mean(dim=(0, 1))
+
+
 def knock_out(scores: Scores, offset: int) -> Scores:
     """The scores with one offset at −∞, so that the rest of each row is renormalised however little it weighs.
 
