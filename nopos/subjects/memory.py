@@ -13,6 +13,8 @@ from torch import Tensor
 from nopos.model.transformer import NoPosTransformer
 
 LOGITS = "logits"
+MEMORY = ("_kept", "_hooks", "_vouched_for")
+"""The attributes that a model remembers by."""
 
 
 class RememberingTransformer(NoPosTransformer):
@@ -69,7 +71,7 @@ class RememberingTransformer(NoPosTransformer):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy starts without memory: its weights are its own to change."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_kept", "_hooks", "_vouched_for")}
+        return {name: value for name, value in self.__dict__.items() if name not in MEMORY}
 
 
 def hooks_of(model: NoPosTransformer) -> tuple[tuple[int, ...], ...]:

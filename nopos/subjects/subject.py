@@ -10,7 +10,6 @@ from dataclasses import asdict, replace
 from functools import cache
 from typing import Any, TypeVar
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -21,7 +20,8 @@ from nopos.model.config import ModelConfig
 from nopos.model.data import HELD_OUT_SEQUENCES
 from nopos.model.transformer import NoPosTransformer
 from nopos.storage.checkpoints import Checkpoint
-from nopos.subjects.memory import RememberingTransformer, hooks_of
+from nopos.subjects.memory import MEMORY, RememberingTransformer
+from nopos.subjects.snapshot import Snapshot, same_tensors
 from nopos.subjects.task import Task
 
 SOLVED = 0.1
@@ -38,8 +38,28 @@ Fold = Callable[[ModelConfig, Mapping[str, Tensor]], dict[str, Tensor]]
 class Subject:
     """A model on the CPU in float32, so that bounds have one numerics, whatever trained it.
 
-    Nothing of it can be exchanged, and what is changed in place is found and mended.
+    Nothing of it can be exchanged or added, and what is changed in place is found and mended.
     """
+
+    __slots__ = (
+        "_as_built",
+        "_checkpoint",
+        "_config",
+        "_fold",
+        "_folded",
+        "_folded_as_built",
+        "_interventions",
+        "_kept",
+        "_loss_tokens",
+        "_model",
+        "_model_as_built",
+        "_name",
+        "_other_tokens",
+        "_results",
+        "_sequences",
+        "_task",
+        "_tokens",
+    )
 
     def __init__(
         self,
@@ -196,7 +216,9 @@ class Subject:
         self._model.remember(self._tokens, self._other_tokens)
         self._folded.remember(self._tokens, self._other_tokens)
         self._as_built = {what: _copies(tensors) for what, tensors in self._tensors().items()}
-        self._hooks_as_built = self._hooks()
+        self._model_as_built, self._folded_as_built = (
+            Snapshot(model, apart_from=MEMORY) for model in (self._model, self._folded)
+        )
 
     def _offered(self, asked: frozenset[str]) -> dict[str, Any]:
         offered = {
@@ -214,20 +236,22 @@ class Subject:
 
     def _changed(self) -> list[str]:
         """What is no longer as it was built."""
+        of_model, of_folded = self._model_as_built.changed(), self._folded_as_built.changed()
         tensors = self._tensors()
-        changed = [what for what, built in self._as_built.items() if not _same(built, tensors[what])]
-        return changed + (["hooks"] if self._hooks() != self._hooks_as_built else [])
+        changed = {
+            "weights": "weights" in of_model,
+            "folded model": "weights" in of_folded,
+            **{what: not same_tensors(tensors[what], built) for what, built in self._as_built.items()},
+            "hooks": "hooks" in of_model | of_folded,
+            "attributes": "attributes" in of_model | of_folded,
+        }
+        return [what for what, is_changed in changed.items() if is_changed]
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         return {
-            "weights": _of_module(self._model),
-            "folded model": _of_module(self._folded),
             "checkpoint": self._checkpoint.parameters,
             "tokens": {"tokens": self._tokens, "other": self._other_tokens, "of the loss": self._loss_tokens},
         }
-
-    def _hooks(self) -> tuple[tuple[int, ...], ...]:
-        return hooks_of(self._model) + hooks_of(self._folded)
 
 
 def _held_out(model: NoPosTransformer, loss_tokens: Int[Tensor, "batch pos"], *, task: Task) -> tuple[float, float]:
@@ -241,15 +265,5 @@ def _parameters(analysis: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(analysis).parameters)
 
 
-def _of_module(model: NoPosTransformer) -> dict[str, Tensor]:
-    return dict(model.named_parameters()) | dict(model.named_buffers())
-
-
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in tensors.items()}
-
-
-def _same(built: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> bool:
-    return built.keys() == tensors.keys() and all(
-        value.dtype == built[name].dtype and torch.equal(built[name], value) for name, value in tensors.items()
-    )
+    return {name: value.clone() for name, value in tensors.items()}

@@ -53,6 +53,11 @@ def test_nothing_of_a_subject_can_be_exchanged(model_under_test, name):
         setattr(model_under_test, name, getattr(model_under_test, name))
 
 
+def test_nothing_can_be_put_down_on_a_subject(model_under_test):
+    with pytest.raises(AttributeError):
+        model_under_test.remembered = 1
+
+
 def test_a_subject_with_other_sequences_gives_other_results(model_under_test):
     """Tokens that were exchanged once gave the results of those before them."""
     few = Subject("few", model_under_test.checkpoint, sequences=8)
@@ -193,6 +198,27 @@ def test_a_hook_put_in_the_place_of_another_is_found():
 
     with pytest.raises(ClaimError, match="changed its hooks"):
         exchange()
+
+
+@pytest.mark.parametrize("which", ["model", "folded"])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda model: setattr(model.blocks[0].attn, "scale", 1.0), "changed its attributes"),
+        (lambda model: setattr(model.blocks[1].mlp, "forward", torch.zeros_like), "changed its attributes"),
+        (lambda model: setattr(model, "noted", torch.ones(2)), "changed its attributes"),
+        (lambda model: model.blocks[1].register_module("ln1", torch.nn.Identity()), "changed its attributes"),
+        (lambda model: model.blocks[0].attn.register_forward_hook(lambda *_: None), "changed its hooks"),
+    ],
+    ids=["a number", "a forward pass", "one more", "a module", "a hook on a module that is no hook point"],
+)
+def test_whatever_is_set_on_a_module_is_found_and_mended(which, spoil, message):
+    subject = UNTRAINED.build()
+    loss = subject.loss
+    with pytest.raises(ClaimError, match=message), subject.proven_unchanged():
+        spoil(getattr(subject, which))
+    with subject.proven_unchanged():
+        assert subject.loss == loss
 
 
 def test_another_dtype_is_a_change():
