@@ -14,16 +14,11 @@ if importlib.util.find_spec("beartype"):  # the claims run without the `test` ex
     # An int is a float too, as PEP 484 says and mypy has it.
     install_import_hook("nopos", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-pytest_plugins = [
-    "nopos.subjects.plugin",
-    "tests.support.micro",
-    "tests.support.command",
-    "tests.support.disk",
-    "tests.support.shapes",
-    "tests.support.claim_sessions",
-    "tests.support.shipped_claims",
-    "pytester",
-]
+pytest_plugins = ["nopos.subjects.plugin", "pytester"]
+
+DEFAULT_MARKERS = "not slow"
+IMPORTING_TORCH = ("micro", "command", "disk", "shapes", "claim_sessions", "shipped_claims")
+"""The fixtures in tests/support; they take seconds to import."""
 
 if importlib.util.find_spec("hypothesis"):  # the claims run without the `test` extra
     from hypothesis import settings
@@ -32,9 +27,28 @@ if importlib.util.find_spec("hypothesis"):  # the claims run without the `test` 
     settings.load_profile("nopos")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """The one warning that is no error: the run goes on with a model trained again, and says so.
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Share out a run of all default tests among the cores: a process each, with one thread.
 
-    It stands here and not in pyproject.toml, for which pytest would import nopos before its shapes can be checked.
+    A selection starts sooner in one process, and so do the slow tests, whose training has use for all cores at once.
     """
+    option, cores = config.option, os.cpu_count() or 1
+    selected = any(config.getoption(name, False) for name in ("keyword", "collectonly", "usepdb", "lf", "failedfirst"))
+    of_default = config.args_source is pytest.Config.ArgsSource.TESTPATHS and option.markexpr == DEFAULT_MARKERS
+    is_worker = hasattr(config, "workerinput")
+    with_xdist = config.pluginmanager.hasplugin("xdist") and option.numprocesses is None and option.dist == "no"
+    if of_default and with_xdist and not selected and not is_worker and cores > 1:
+        option.dist, option.tx = "loadgroup", [f"{cores}*popen//env:OMP_NUM_THREADS=1"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Load the fixtures, unless other processes run the tests; and let one warning be no error.
+
+    After that warning the run goes on with a model trained again, and says so. It stands here and not in
+    pyproject.toml, for which pytest would import nopos before its shapes can be checked.
+    """
+    if getattr(config.option, "dist", "no") == "no":
+        for name in IMPORTING_TORCH:
+            config.pluginmanager.import_plugin(f"tests.support.{name}")
     config.addinivalue_line("filterwarnings", "default::nopos.errors.DamagedCacheEntry")

@@ -43,7 +43,7 @@ def dilution(folded: NoPosTransformer) -> Float[Tensor, "head query_token"]:
 
 def median_dilution(folded: NoPosTransformer) -> Float[Tensor, " head"]:
     """That of the median token other than BOS."""
-    return dilution(folded)[:, BOS + 1 :].median(dim=-1).values
+    return folded.of_weights(dilution)[:, BOS + 1 :].median(dim=-1).values
 
 
 def dilution_of_queries(folded: NoPosTransformer, tokens: Tokens, *, one_for_all: bool = False) -> Dilution:
@@ -52,7 +52,7 @@ def dilution_of_queries(folded: NoPosTransformer, tokens: Tokens, *, one_for_all
     Args:
         one_for_all: the median token's at every position.
     """
-    own = rearrange(dilution(folded)[:, tokens], "head batch query_pos -> batch head query_pos").float()
+    own = rearrange(folded.of_weights(dilution)[:, tokens], "head batch query_pos -> batch head query_pos").float()
     return median_dilution(folded).float()[:, None].expand_as(own) if one_for_all else own
 
 

@@ -113,16 +113,12 @@ def scores_from_weights(
         pos: of how many positions.
         own_token: know that query and key are of one token where they are at one position; otherwise of any two.
     """
-    attention, normalized = folded.block(1).attn, folded.block(1).ln1(residual_table(folded)[BOS + 1 :, :pos])
-    project = "token pos d_model, head d_model d_head -> token pos head d_head"
-    q = einsum(normalized, attention.W_Q, project) + attention.b_Q
-    k = einsum(normalized, attention.W_K, project) + attention.b_K
-    scores = _products(q.mean(dim=0, keepdim=True), k.mean(dim=0, keepdim=True))[0]
+    of_any, of_one = folded.of_weights(_scores_by_position)
+    scores = of_any[:, :pos, :pos].clone()
     if own_token:
-        own = einsum(q, k, "token pos head d_head, token pos head d_head -> head pos") / len(q)
-        scores.diagonal(dim1=-2, dim2=-1)[:] = own
-    permitted = attention.permitted[:pos, :pos]
-    return (scores / attention.scale).masked_fill(~permitted, -torch.inf)
+        scores.diagonal(dim1=-2, dim2=-1)[:] = of_one[:, :pos]
+    attention = folded.block(1).attn
+    return (scores / attention.scale).masked_fill(~attention.permitted[:pos, :pos], -torch.inf)
 
 
 def effect_of_scores_from_weights(
@@ -159,6 +155,19 @@ def share_explained_by_weights(
 
 def _scores(model: NoPosTransformer, tokens: Tokens, layer: int) -> Scores:
     return activation(model, tokens, hook_point(layer, "attn.attn_scores"))
+
+
+@torch.no_grad()
+def _scores_by_position(
+    folded: NoPosTransformer,
+) -> tuple[Float[Tensor, "head query_pos key_pos"], Float[Tensor, "head pos"]]:
+    """Layer 1's mean products of query and key, undivided: for any two tokens; and at one position, for one token."""
+    attention, normalized = folded.block(1).attn, folded.block(1).ln1(folded.of_weights(residual_table)[BOS + 1 :])
+    project = "token pos d_model, head d_model d_head -> token pos head d_head"
+    q = einsum(normalized, attention.W_Q, project) + attention.b_Q
+    k = einsum(normalized, attention.W_K, project) + attention.b_K
+    of_one = einsum(q, k, "token pos head d_head, token pos head d_head -> head pos") / len(q)
+    return _products(q.mean(dim=0, keepdim=True), k.mean(dim=0, keepdim=True))[0], of_one
 
 
 def _products(

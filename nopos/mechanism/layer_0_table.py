@@ -32,7 +32,7 @@ def residual_table(folded: NoPosTransformer) -> Float[Tensor, "token pos d_model
     block, embedding = folded.block(0), normalized_embedding(folded)
     values = embedding @ block.attn.W_V[0] + block.attn.b_V[0]
     counts = torch.arange(folded.config.n_ctx).to(values)
-    a = rearrange(dilution(folded)[0].to(values), "token -> token 1")
+    a = rearrange(folded.of_weights(dilution)[0].to(values), "token -> token 1")
     on_bos = weight_on_bos(a, counts)
     mixed = torch.lerp(values[BOS + 1 :].mean(dim=0), values[BOS], on_bos[..., None])  # [token pos d_head]
     residual = folded.embed.W_E[:, None] + mixed @ block.attn.W_O[0] + block.attn.b_O
@@ -49,5 +49,5 @@ def effect_of_the_table(
     Args:
         folded: the folded model that the table is computed from.
     """
-    entries = residual_table(folded).float()[tokens, torch.arange(tokens.shape[-1])]
+    entries = folded.of_weights(residual_table).float()[tokens, torch.arange(tokens.shape[-1])]
     return effect_of(model, tokens, hook_point(0, "resid_post"), lambda _: entries, target_offset=target_offset)

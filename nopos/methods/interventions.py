@@ -17,7 +17,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from nopos.methods.activations import Tokens, activation
-from nopos.methods.metrics import answers_changed, logit_difference, per_token_kl
+from nopos.methods.metrics import Readout, answers_changed, per_token_kl, readout
 from nopos.model.data import mean_loss
 from nopos.model.hook_points import EMBED, POS_EMBED, hook_point, layer_of
 from nopos.model.transformer import NoPosTransformer, stop_after
@@ -104,23 +104,11 @@ def effects(
     Args:
         target_offset: how many positions back the token lies that the model is to predict.
     """
-    without = model.logits(tokens)
-    loss = mean_loss(without, tokens, target_offset=target_offset).item()
-    difference = logit_difference(without, tokens, target_offset=target_offset).mean().item()
-
-    def effect(name: str, edit: Edit) -> Effect:
-        edited = logits_with(model, tokens, {name: edit})
-        edited_loss = mean_loss(edited, tokens, target_offset=target_offset).item()
-        left = logit_difference(edited, tokens, target_offset=target_offset).mean().item()
-        return Effect(
-            loss=edited_loss,
-            nats_added=edited_loss - loss,
-            kl=per_token_kl(without, edited, target_offset=target_offset).mean().item(),
-            logit_difference_lost=difference - left,
-            answers_changed=answers_changed(without, edited, target_offset=target_offset),
-        )
-
-    return [effect(name, edit) for name, edit in edits]
+    before = readout(model.logits(tokens), tokens, target_offset=target_offset)
+    return [
+        _effect(before, readout(logits_with(model, tokens, {name: edit}), tokens, target_offset=target_offset))
+        for name, edit in edits
+    ]
 
 
 def effect_of(
@@ -129,6 +117,16 @@ def effect_of(
     """The effect of one edit; see `effects`."""
     (effect,) = effects(model, tokens, [(hook_point, edit)], target_offset=target_offset)
     return effect
+
+
+def _effect(before: Readout, after: Readout) -> Effect:
+    return Effect(
+        loss=after.loss,
+        nats_added=after.loss - before.loss,
+        kl=per_token_kl(before, after).mean().item(),
+        logit_difference_lost=before.logit_difference - after.logit_difference,
+        answers_changed=answers_changed(before, after),
+    )
 
 
 def _run(

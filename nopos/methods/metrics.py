@@ -2,19 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from nopos.model.data import targets
 
 Logits = Float[Tensor, "batch pos d_vocab"]
 
 
-def per_token_kl(before: Logits, after: Logits, *, target_offset: int = 1) -> Float[Tensor, "batch predicted"]:
+@dataclass(frozen=True)
+class Readout:
+    """What one forward pass answers at each position with something to predict, in the forms that metrics compare."""
+
+    log_probs: Float[Tensor, "batch predicted d_vocab"]
+    largest: Int[Tensor, "batch predicted"]
+    """The token with the largest logit."""
+    loss: float
+    """Mean over all of them, in nats."""
+    logit_difference: float
+    """Likewise; see `logit_difference`."""
+
+    @cached_property
+    def probs(self) -> Float[Tensor, "batch predicted d_vocab"]:
+        """The answer's probabilities."""
+        return self.log_probs.exp()
+
+
+def readout(logits: Logits, tokens: Int[Tensor, "batch pos"], *, target_offset: int = 1) -> Readout:
+    """What logits answer about the token `target_offset` positions back."""
+    predicted = logits[:, target_offset:]
+    log_probs = predicted.log_softmax(dim=-1)
+    wanted = targets(tokens, target_offset=target_offset)
+    return Readout(
+        log_probs=log_probs,
+        largest=predicted.argmax(dim=-1),
+        loss=-log_probs.gather(dim=-1, index=wanted[..., None]).mean().item(),
+        logit_difference=logit_difference(logits, tokens, target_offset=target_offset).mean().item(),
+    )
+
+
+def per_token_kl(before: Readout, after: Readout) -> Float[Tensor, "batch predicted"]:
     """KL divergence in nats of the answers `before` from those `after`, at each position with something to predict.
 
     It is 0 where the two agree, and otherwise positive whatever the loss does.
     """
-    p, q = (logits[:, target_offset:].log_softmax(dim=-1) for logits in (before, after))
-    return (p.exp() * (p - q)).sum(dim=-1)
+    return (before.probs * (before.log_probs - after.log_probs)).sum(dim=-1)
 
 
 def logit_difference(
@@ -30,7 +65,6 @@ def logit_difference(
     return of_wanted - of_current
 
 
-def answers_changed(before: Logits, after: Logits, *, target_offset: int = 1) -> float:
+def answers_changed(before: Readout, after: Readout) -> float:
     """Share of positions with something to predict whose largest logit is another token's: blind to how sure it is."""
-    changed = before[:, target_offset:].argmax(dim=-1) != after[:, target_offset:].argmax(dim=-1)
-    return changed.float().mean().item()
+    return (before.largest != after.largest).float().mean().item()

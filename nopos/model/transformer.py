@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from einops import einsum
@@ -15,6 +16,8 @@ from nopos.errors import AnalysisError, ConfigError
 from nopos.model.config import LAYER_NORM_EPS, ModelConfig
 from nopos.model.hook_points import EMBED, POS_EMBED, layer_of
 from nopos.model.parameters import initial_parameters, parameter_shapes, trainable
+
+T = TypeVar("T")
 
 
 def _parameter(*shape: int) -> nn.Parameter:
@@ -233,6 +236,10 @@ class NoPosTransformer(HookedRootModule):
             self.require_hook_point(name)
         _, cache = self.run_with_cache(tokens, names_filter=list(hook_points), stop_at_layer=stop_after(hook_points))
         return {name: cache[name] for name in hook_points}
+
+    def of_weights(self, analysis: Callable[[NoPosTransformer], T]) -> T:
+        """What an analysis reads off the weights alone; it is not written into, since a subject's model keeps it."""
+        return analysis(self)
 
     def require_hook_point(self, name: str) -> None:
         """Raise AnalysisError unless the model has the hook point."""

@@ -26,12 +26,11 @@ from nopos.model.parameters import initial_parameters
 from nopos.model.recipes import NOTEBOOK, SPRINT, Recipe
 from nopos.storage import checkpoints, files, tensor_files
 from nopos.storage.checkpoints import Checkpoint
-from nopos.subjects.shipped import checkpoint_path
+from nopos.subjects.shipped import REFERENCE, checkpoint_path
 from nopos.subjects.subject import Subject
 
 LEAK = 1e-3
 
-REFERENCE = "reference"
 TRAINED: dict[str, Recipe] = {
     REFERENCE: NOTEBOOK,
     "two_back": replace(SPRINT, train=replace(SPRINT.train, target_offset=2, steps=800)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nopos.model.transformer import NoPosTransformer
+from nopos.model.transformer import NoPosTransformer, T
 
 LOGITS = "logits"
-MEMORY = ("_kept", "_hooks", "_vouched_for")
-"""The attributes that a model remembers by."""
+MEMORY = ("_kept", "_of_weights")
+"""The attributes that what is remembered is put into."""
 
 
 class RememberingTransformer(NoPosTransformer):
@@ -26,12 +26,13 @@ class RememberingTransformer(NoPosTransformer):
 
     _kept: tuple[tuple[Tensor, dict[str, Tensor]], ...] = ()
     _hooks: tuple[tuple[int, ...], ...] = ()
+    _of_weights: dict[Callable[[NoPosTransformer], Any], Any]
     _vouched_for = False
 
     def remember(self, *batches: Int[Tensor, "_ _"]) -> None:
         """Forget what is kept, and keep from now on what is read on these sequences, each batch of its own size."""
         self._kept = tuple((tokens.clone(), {}) for tokens in batches)
-        self._hooks = hooks_of(self)
+        self._hooks, self._of_weights, self._vouched_for = hooks_of(self), {}, False
 
     @contextmanager
     def vouched_for(self) -> Iterator[None]:
@@ -61,6 +62,15 @@ class RememberingTransformer(NoPosTransformer):
             kept |= super().activations(tokens, missing)
         return {name: kept[name] for name in hook_points}
 
+    def of_weights(self, analysis: Callable[[NoPosTransformer], T]) -> T:
+        """As of any model, remembered."""
+        if not self._vouched_for or hooks_of(self) != self._hooks:
+            return analysis(self)
+        if analysis not in self._of_weights:
+            self._of_weights[analysis] = analysis(self)
+        kept: T = self._of_weights[analysis]
+        return kept
+
     def _of(self, tokens: Tensor) -> dict[str, Tensor]:
         """What is kept for these tokens; an empty record that is thrown away where nothing may be kept."""
         if self._vouched_for and hooks_of(self) == self._hooks:
@@ -71,7 +81,11 @@ class RememberingTransformer(NoPosTransformer):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy starts without memory: its weights are its own to change."""
-        return {name: value for name, value in self.__dict__.items() if name not in MEMORY}
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("_kept", "_hooks", "_of_weights", "_vouched_for")
+        }
 
 
 def hooks_of(model: NoPosTransformer) -> tuple[tuple[int, ...], ...]:

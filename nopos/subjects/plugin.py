@@ -13,6 +13,7 @@ import pytest
 
 from nopos.claims.control import Subject
 from nopos.claims.session import Source, is_worker
+from nopos.subjects.shipped import REFERENCE
 
 pytest_plugins = ["nopos.claims.plugin"]
 
@@ -41,11 +42,14 @@ def pytest_nopos_subjects(config: pytest.Config) -> Sequence[Source]:
 
     Named models are loaded here, so that a mistake ends the run in one line.
     """
+    option = config.getoption
+    files, recipe, seed, device = (option(f"nopos_{name}") for name in ("checkpoint", "recipe", "seed", "device"))
+    slow = _slow_wanted(option("markexpr"))
+    if not slow and not files and (recipe, seed, device) == (None, None, None):
+        return [Source(REFERENCE, _reference)]
     from nopos.storage.checkpoints import device_named
     from nopos.subjects import sources
 
-    option = config.getoption
-    files, recipe, seed, device = (option(f"nopos_{name}") for name in ("checkpoint", "recipe", "seed", "device"))
     sources.require_possible(recipe=recipe, seed=seed, device=device)
     retrain = option("nopos_retrain") and not is_worker(config)  # under xdist the first process forgets for all
     if files or recipe is not None:
@@ -53,12 +57,18 @@ def pytest_nopos_subjects(config: pytest.Config) -> Sequence[Source]:
             sources.forget(recipe, seed or 0, device_named(device))
         named = sources.named_subjects(files, recipe=recipe, seed=seed, device=device)
         return [Source(subject.name, partial(_known, subject)) for subject in named]
-    if not _slow_wanted(option("markexpr")):
-        return [sources.reference_source()]
+    if not slow:
+        return [Source(REFERENCE, _reference)]
     if retrain:
         for of, number in sources.SLOW_MODELS:
             sources.forget(of, number, device_named(device))
-    return [sources.reference_source(), *sources.slow_sources(device_named(device))]
+    return [Source(REFERENCE, _reference), *sources.slow_sources(device_named(device))]
+
+
+def _reference() -> Subject:
+    from nopos.subjects.controls import reference
+
+    return reference()
 
 
 def _known(subject: Subject) -> Subject:

@@ -15,6 +15,9 @@ _INSTALLED = (_PACKAGE / "_fixtures").is_dir()
 CLAIMS = _PACKAGE / "_claims" if _INSTALLED else _PACKAGE.parent / "tests" / "claims"
 FIXTURES = _PACKAGE / "_fixtures" if _INSTALLED else _PACKAGE.parent / "fixtures"
 
+REFERENCE = "reference"
+"""The name of the committed no-position model."""
+
 
 def checkpoint_path(name: str) -> Path:
     """The weights of a shipped model: `reference`, or a trained control."""

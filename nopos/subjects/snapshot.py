@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from copy import copy
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Name = TypeVar("Name")
 TENSORS = ("_parameters", "_buffers")
 """Where torch keeps a module's tensors."""
 
@@ -21,42 +22,51 @@ class Snapshot:
     """
 
     def __init__(self, model: nn.Module, *, apart_from: Collection[str] = ()) -> None:
-        """Take down all of a model but the attributes of these names."""
+        """Take down all of a model but what is put into the containers of these names."""
         self._modules = tuple(model.modules())
-        self._not_compared = {*apart_from, *TENSORS}
-        self._tensors = [{name: value.detach().clone() for name, value in _tensors(module)} for module in self._modules]
+        self._tensors = {key: value.detach().clone() for key, value in self._tensors_now().items()}
+        by_identity = {*apart_from, *TENSORS}
         self._attributes = [
-            {name: copy(value) if isinstance(value, dict | list | set) else value for name, value in self._of(module)}
+            {name: value if name in by_identity else _copied(value) for name, value in vars(module).items()}
             for module in self._modules
         ]
 
     def changed(self) -> set[str]:
         """What is no longer as it was: of `weights`, `hooks` and `attributes`."""
         changed = set[str]()
-        for module, tensors, attributes in zip(self._modules, self._tensors, self._attributes, strict=True):
-            if not same_tensors(dict(_tensors(module)), tensors):
-                changed.add("weights")
-            now = dict(self._of(module))
-            for name in now.keys() | attributes.keys():
-                if not _alike(now.get(name, TENSORS), attributes.get(name, TENSORS)):
-                    changed.add("hooks" if "hooks" in name else "attributes")
+        if not same_tensors(self._tensors_now(), self._tensors):
+            changed.add("weights")
+        for module, before in zip(self._modules, self._attributes, strict=True):
+            now = vars(module)
+            if not _alike(now, before):
+                names = [name for name in now.keys() | before.keys() if not _alike(now.get(name), before.get(name))]
+                changed |= {"hooks" if "hooks" in name else "attributes" for name in names}
         return changed
 
-    def _of(self, module: nn.Module) -> Iterator[tuple[str, Any]]:
-        return ((name, value) for name, value in vars(module).items() if name not in self._not_compared)
+    def _tensors_now(self) -> dict[tuple[int, str], Tensor]:
+        """By the number of the module and the tensor's name in it."""
+        return {
+            (number, name): value
+            for number, module in enumerate(self._modules)
+            for kind in TENSORS
+            for name, value in vars(module)[kind].items()
+            if value is not None
+        }
 
 
-def same_tensors(now: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> bool:
+def _copied(value: object) -> object:
+    return copy(value) if isinstance(value, dict | list | set) else value
+
+
+def _alike(now: object, before: object) -> bool:
+    try:
+        return bool(now == before)
+    except RuntimeError:  # a tensor stands where none stood: torch compares it entry by entry
+        return False
+
+
+def same_tensors(now: Mapping[Name, Tensor], before: Mapping[Name, Tensor]) -> bool:
     """Whether tensors have the same names, types and values, to the last bit."""
     return now.keys() == before.keys() and all(
         value.dtype == before[name].dtype and torch.equal(value, before[name]) for name, value in now.items()
     )
-
-
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for kind in TENSORS:
-        yield from ((name, value) for name, value in vars(module)[kind].items() if value is not None)
-
-
-def _alike(now: object, before: object) -> bool:
-    return now is before or (type(now) is type(before) and not isinstance(now, Tensor) and bool(now == before))

@@ -15,7 +15,6 @@ from nopos.claims.session import Source, require_distinct
 from nopos.errors import ConfigError
 from nopos.model.recipes import recipe_named
 from nopos.storage import cache, checkpoints
-from nopos.subjects.controls import REFERENCE, reference
 from nopos.subjects.subject import Subject
 
 SLOW_MODELS = (("notebook", 0), ("sprint", 100), ("sprint", 101))
@@ -49,11 +48,6 @@ def named_subjects(
         yield Subject(name, checkpoints.load(Path(name)))
     if recipe is not None:
         yield recipe_subject(recipe, seed or 0, checkpoints.device_named(device))
-
-
-def reference_source() -> Source:
-    """The committed no-position model."""
-    return Source(REFERENCE, reference)
 
 
 def slow_sources(device: torch.device) -> list[Source]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
-import nopos.subjects.controls  # noqa: F401 - here, because pytester forgets what its sessions import, and pyarrow cannot load twice
+from nopos.claims.control import Control, Subject
+from nopos.claims.outcome import Controls
+from nopos.subjects import controls  # here, because pytester forgets what its sessions import
 
 PREAMBLE = """
 import pytest
@@ -28,17 +31,35 @@ def test_the_loss_is_low(subject, measure):
 Run = Callable[..., tuple[pytest.RunResult, Any]]
 
 
+@pytest.fixture(scope="session")
+def built() -> dict[str, Subject]:
+    """The reference model and two controls, each built and measured once for all sessions that are run within this."""
+    return {"reference": controls.reference(), "untrained": controls.UNTRAINED.build(), "relay": controls.RELAY.build()}
+
+
 @pytest.fixture
-def run(pytester: pytest.Pytester) -> Run:
+def run(pytester: pytest.Pytester, built: dict[str, Subject], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run claims on the reference model; gives pytester's result and the ledger, None where none was written."""
+    build = Controls.subject
+
+    def subject(of_session: Controls, control: Control) -> Subject:
+        if control in (controls.UNTRAINED, controls.RELAY):
+            of_session._subjects[control] = built[control.name]
+        return build(of_session, control)
+
+    monkeypatch.setattr(Controls, "subject", subject)
+    monkeypatch.setattr(controls, "reference", lambda: built["reference"])
 
     def run_claims(body: str, *options: str) -> tuple[pytest.RunResult, Any]:
         pytester.makepyfile(PREAMBLE + body)
         ledger = pytester.path / "ledger.json"
         ledger.unlink(missing_ok=True)
-        result = pytester.runpytest_inprocess(
-            "-pnopos.subjects.plugin", "-pno:cacheprovider", "--nopos-json=ledger.json", *options
-        )
+        with ExitStack() as unchanged:
+            for one in built.values():
+                unchanged.enter_context(one.proven_unchanged())
+            result = pytester.runpytest_inprocess(
+                "-pnopos.subjects.plugin", "-pno:cacheprovider", "--nopos-json=ledger.json", *options
+            )
         return result, json.loads(ledger.read_text()) if ledger.exists() else None
 
     return run_claims

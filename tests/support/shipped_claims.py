@@ -31,6 +31,13 @@ class Evaluated:
     """Every hook point that was edited on the way."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have one of several processes run all tests that need this, so that it is made once."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "evaluated" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("evaluated"))
+
+
 @pytest.fixture(scope="session")
 def evaluated() -> Evaluated:
     """All shipped claims evaluated on the reference model, once, on few sequences.

@@ -16,7 +16,7 @@ from nopos.mechanism.count import (
     true_counts,
 )
 from nopos.methods.circuits import qk_circuit
-from nopos.methods.metrics import per_token_kl
+from nopos.methods.metrics import per_token_kl, readout
 from nopos.model.data import held_out_tokens
 from nopos.model.transformer import NoPosTransformer
 from tests.support.micro import folded_of
@@ -84,7 +84,7 @@ def test_one_dilution_for_all_is_the_median_tokens(law_model, tokens):
     median = dilution(folded)[0, 1:].median().float().expand(8, 1, 26)
     pattern = pattern_of_counts(median, true_counts(tokens))
     edited = law_model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_pattern", lambda t, hook: pattern)])
-    expected = per_token_kl(law_model(tokens), edited).mean().item()
+    expected = per_token_kl(readout(law_model(tokens), tokens), readout(edited, tokens)).mean().item()
     assert effect_of_the_law(law_model, tokens, folded=folded, one_for_all=True).kl == pytest.approx(expected, rel=1e-4)
     assert expected > 1e-4
 
@@ -126,7 +126,7 @@ def test_an_averaged_value_is_the_mean_of_the_other_tokens(micro, noisy, keys, r
         return v
 
     edited = model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_v", average)])
-    expected = per_token_kl(model(tokens), edited).mean().item()
+    expected = per_token_kl(readout(model(tokens), tokens), readout(edited, tokens)).mean().item()
     effect = effect_of_averaging_values(model, tokens, other_tokens=other_tokens, keys=keys)
     assert effect.kl == pytest.approx(expected, rel=1e-4)
     assert expected > 1e-4
@@ -146,7 +146,7 @@ def test_the_parts_of_the_law_by_hand(micro, noisy):
         edited = model.run_with_hooks(
             tokens, fwd_hooks=[("blocks.0.attn.hook_pattern", lambda t, hook, new=joined: new)]
         )
-        expected = per_token_kl(model(tokens), edited).mean().item()
+        expected = per_token_kl(readout(model(tokens), tokens), readout(edited, tokens)).mean().item()
         assert effect_of_the_law(model, tokens, folded=folded, part=part).kl == pytest.approx(expected, rel=1e-3)
         assert expected > 1e-5
 

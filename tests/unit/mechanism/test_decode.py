@@ -13,7 +13,7 @@ from nopos.mechanism.decode import (
     written_per_weight,
 )
 from nopos.methods.attribution import direct_logit_attribution
-from nopos.methods.metrics import per_token_kl
+from nopos.methods.metrics import per_token_kl, readout
 from nopos.model.data import held_out_tokens
 from nopos.model.hook_points import hook_point
 from nopos.model.transformer import NoPosTransformer
@@ -127,7 +127,7 @@ def test_neurons_for_half_by_hand():
 
 def test_silencing_none_changes_nothing_and_all_is_the_zero_ablation(model, tokens):
     none_left = model.run_with_hooks(tokens, fwd_hooks=[(NEURONS_1, lambda post, hook: _after_bos_zero(post))])
-    expected = per_token_kl(model(tokens), none_left).mean().item()
+    expected = per_token_kl(readout(model(tokens), tokens), readout(none_left, tokens)).mean().item()
     for answer in ("right", "wrong"):
         assert effect_of_silencing_neurons(model, tokens, count=0, answer=answer).kl == pytest.approx(0, abs=1e-7)
         observed = effect_of_silencing_neurons(model, tokens, count=12, answer=answer).kl
@@ -145,7 +145,7 @@ def test_the_neurons_that_add_most_to_that_token_are_silenced(model, tokens, ans
         return post
 
     edited = model.run_with_hooks(tokens, fwd_hooks=[(NEURONS_1, silence)])
-    expected = per_token_kl(model(tokens), edited).mean().item()
+    expected = per_token_kl(readout(model(tokens), tokens), readout(edited, tokens)).mean().item()
     assert effect_of_silencing_neurons(model, tokens, count=2, answer=answer).kl == pytest.approx(expected, rel=1e-4)
 
 

@@ -16,7 +16,7 @@ from nopos.mechanism.kernel import (
 )
 from nopos.mechanism.layer_0_table import residual_table
 from nopos.methods.attention import LATE
-from nopos.methods.metrics import per_token_kl
+from nopos.methods.metrics import per_token_kl, readout
 from nopos.methods.statistics import relative_range
 from nopos.model.data import held_out_tokens
 from tests.support.micro import folded_of, with_layer_1_attention
@@ -135,7 +135,7 @@ def test_scores_from_weights_replace_scores(law_model, tokens):
         edited = law_model.run_with_hooks(
             tokens, fwd_hooks=[(SCORES, lambda old, hook, new=scores: new.expand_as(old))]
         )
-        expected = per_token_kl(law_model(tokens), edited).mean().item()
+        expected = per_token_kl(readout(law_model(tokens), tokens), readout(edited, tokens)).mean().item()
         observed = effect_of_scores_from_weights(law_model, tokens, folded=folded, own_token=own_token).kl
         assert observed == pytest.approx(expected, rel=1e-4)
         assert expected > 1e-6

@@ -13,7 +13,7 @@ from nopos.mechanism.position_code import (
     smallest_turn,
 )
 from nopos.methods.activation_patching import mean_activation
-from nopos.methods.metrics import per_token_kl
+from nopos.methods.metrics import per_token_kl, readout
 from nopos.model.data import generator, held_out_tokens
 from nopos.model.hook_points import hook_point
 
@@ -32,7 +32,7 @@ def other_tokens(law_model):
 
 def kl_when(model, tokens, hook_point, added):
     edited = model.run_with_hooks(tokens, fwd_hooks=[(hook_point, lambda activation, hook: activation + added)])
-    return per_token_kl(model(tokens), edited).mean().item()
+    return per_token_kl(readout(model(tokens), tokens), readout(edited, tokens)).mean().item()
 
 
 def test_principal_shares_by_hand():

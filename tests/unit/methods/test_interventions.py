@@ -5,7 +5,7 @@ import torch
 
 from nopos.errors import AnalysisError
 from nopos.methods.interventions import activation_with, effects, logits_with, loss_with
-from nopos.methods.metrics import logit_difference, per_token_kl
+from nopos.methods.metrics import logit_difference, per_token_kl, readout
 from nopos.model.data import held_out_tokens, mean_loss
 from nopos.model.transformer import NoPosTransformer
 
@@ -58,8 +58,12 @@ def test_an_effect_by_hand(model, micro):
     assert nothing.kl == pytest.approx(0, abs=1e-6)
     bias = model.unembed.b_U.expand(4, 6, -1)
     assert silenced.loss == pytest.approx(mean_loss(bias, tokens).item())
-    assert silenced.kl == pytest.approx(per_token_kl(model(tokens), bias).mean().item(), rel=1e-5)
-    assert silenced.kl != pytest.approx(per_token_kl(bias, model(tokens)).mean().item(), rel=1e-2)
+    assert silenced.kl == pytest.approx(
+        per_token_kl(readout(model(tokens), tokens), readout(bias, tokens)).mean().item(), rel=1e-5
+    )
+    assert silenced.kl != pytest.approx(
+        per_token_kl(readout(bias, tokens), readout(model(tokens), tokens)).mean().item(), rel=1e-2
+    )
     changed = (model(tokens).argmax(-1) != bias.argmax(-1))[:, 1:].float().mean().item()
     assert silenced.answers_changed == pytest.approx(changed)
     assert changed > 0

@@ -5,11 +5,40 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nopos.methods.metrics import logit_difference, per_token_kl
+from nopos.methods import metrics
+from nopos.methods.metrics import answers_changed, logit_difference, readout
+from nopos.model.data import mean_loss
 
 
 def random_logits(seed):
     return 3 * torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(seed))
+
+
+def read(logits):
+    """What logits answer about tokens that do not matter."""
+    return readout(logits, torch.zeros(logits.shape[:2], dtype=torch.long))
+
+
+def per_token_kl(before, after):
+    return metrics.per_token_kl(read(before), read(after))
+
+
+@pytest.mark.parametrize("target_offset", [1, 2])
+def test_a_readout_has_the_loss_and_the_largest_logits(target_offset):
+    logits, tokens = random_logits(3), torch.arange(10).reshape(2, 5) % 7
+    of_logits = readout(logits, tokens, target_offset=target_offset)
+    assert of_logits.loss == mean_loss(logits, tokens, target_offset=target_offset).item()
+    assert of_logits.largest.equal(logits[:, target_offset:].argmax(-1))
+    expected = logit_difference(logits, tokens, target_offset=target_offset).mean().item()
+    assert of_logits.logit_difference == expected
+    assert of_logits.probs.sum(-1).sub(1).abs().max() < 1e-6
+
+
+def test_answers_change_where_another_logit_is_the_largest():
+    before = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [3.0, 2.0]]])
+    after = torch.tensor([[[0.0, 0.0], [9.0, 0.0], [1.0, 0.0], [0.1, 0.0], [0.3, 0.2]]])
+    assert answers_changed(read(before), read(after)) == 0.25
+    assert answers_changed(read(before), read(before)) == 0
 
 
 @given(seed=st.integers(0, 10_000))

@@ -148,6 +148,29 @@ def test_standing_edits_that_were_there_when_it_began_are_part_of_what_is_rememb
     assert len(passes) == 1
 
 
+def test_what_is_read_off_the_weights_is_computed_once_for_each_analysis_while_weights_are_vouched_for(model):
+    asked = []
+
+    def bias(of_model):
+        asked.append("bias")
+        return of_model.unembed.b_U.detach().clone()
+
+    def number(of_model):
+        asked.append("number")
+        return 2
+
+    with model.vouched_for():
+        assert torch.equal(model.of_weights(bias), model.unembed.b_U)
+        assert (model.of_weights(number), model.of_weights(number)) == (2, 2)
+        assert torch.equal(model.of_weights(bias), model.unembed.b_U)
+        assert asked == ["bias", "number"]
+        with model.hooks([("hook_embed", lambda activation, hook: 2 * activation)]):
+            model.of_weights(bias)
+    assert asked == ["bias", "number", "bias"]
+    model.unembed.b_U.data[2] += 1
+    assert torch.equal(model.of_weights(bias), model.unembed.b_U)
+
+
 def test_a_copy_remembers_nothing(model, tokens):
     with model.vouched_for():
         before = model.logits(tokens)
@@ -170,3 +193,7 @@ def test_after_all_claims_what_is_kept_is_what_a_fresh_model_gives(evaluated):
             expected = {LOGITS: fresh.logits(tokens), **fresh.activations(tokens, list(fresh.hook_dict))}
             changed = [name for name, value in kept.items() if not torch.equal(value, expected[name])]
             assert changed == []
+        for analysis, kept in model._of_weights.items():
+            expected, read = (each if isinstance(each, tuple) else (each,) for each in (analysis(fresh), kept))
+            assert all(torch.equal(one, other) for one, other in zip(expected, read, strict=True)), analysis
+    assert len(subject.folded._of_weights) == 3

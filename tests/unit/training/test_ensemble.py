@@ -8,6 +8,7 @@ import torch
 from nopos.model.data import held_out_tokens, mean_loss
 from nopos.model.transformer import NoPosTransformer
 from nopos.training import ensemble
+from tests.support.micro import MICRO, noisy_parameters
 
 CHANGES = {
     "two heads": {},
@@ -25,31 +26,37 @@ CHANGES = {
 EXACT = 1e-9
 
 
-@pytest.fixture(params=CHANGES.values(), ids=CHANGES)
-def config(request, micro):
-    return replace(micro, **request.param)
+@pytest.fixture(params=CHANGES.values(), ids=CHANGES, scope="module")
+def config(request):
+    return replace(MICRO, **request.param)
 
 
-@pytest.fixture
-def members(config, noisy):
-    """Three models in float64 with no parameter at its start, and their tokens."""
-    parameters = [{name: value.double() for name, value in noisy(config, seed).items()} for seed in range(3)]
+@pytest.fixture(scope="module")
+def members(config):
+    """The parameters of three models in float64, none of them at its start."""
+    parameters = [{name: value.double() for name, value in noisy_parameters(config, seed).items()} for seed in range(3)]
     if config.positions == "none":
         for member in parameters:
             member["pos_embed.W_pos"].zero_()
     return parameters
 
 
+@pytest.fixture(scope="module")
+def models(config, members):
+    """The same as readable models."""
+    return [NoPosTransformer(config, member) for member in members]
+
+
 def tokens_for(config, bos):
     return torch.stack([held_out_tokens(config, 5, stream=stream, incl_bos_token=bos) for stream in range(3)])
 
 
-def test_logits_and_losses_are_the_models(config, members):
+def test_logits_and_losses_are_the_models(config, members, models):
     tokens = tokens_for(config, bos=True)
     stacked = ensemble.stack(members)
     ours, losses = ensemble.logits(config, stacked, tokens), ensemble.losses(config, stacked, tokens)
     for member in range(3):
-        expected = NoPosTransformer(config, members[member])(tokens[member])
+        expected = models[member](tokens[member])
         assert (ours[member] - expected).abs().max() < EXACT
         assert losses[member].item() == pytest.approx(mean_loss(expected, tokens[member]).item(), abs=EXACT)
 
@@ -57,14 +64,14 @@ def test_logits_and_losses_are_the_models(config, members):
 @pytest.mark.parametrize("bos", [True, False], ids=["BOS", "no BOS"])
 @pytest.mark.parametrize(("target_offset", "shuffled"), [(1, False), (3, False), (1, True)])
 @pytest.mark.parametrize("rows_at_once", [10**6, 12], ids=["whole", "in parts"])
-def test_gradients_are_the_models(config, members, target_offset, shuffled, bos, rows_at_once, monkeypatch):
+def test_gradients_are_the_models(config, members, models, target_offset, shuffled, bos, rows_at_once, monkeypatch):
     """Alone and as one of three; with 12 rows at once five sequences of six go in three parts, the last odd."""
     monkeypatch.setattr(ensemble, "CACHED_ROWS", rows_at_once)
     tokens = tokens_for(config, bos)
     task = {"target_offset": target_offset, "shuffled": shuffled}
     together = ensemble.gradients(config, ensemble.stack(members), tokens, **task)
-    for member in range(3):
-        model = NoPosTransformer(config, members[member])
+    for member, model in enumerate(models):
+        model.zero_grad()
         loss = mean_loss(model(tokens[member]), tokens[member], **task)
         loss.backward()
         one = ensemble.stack([members[member]])
