@@ -11,8 +11,11 @@ import pytest
 from nopos.claims.claim import claim_of
 from nopos.claims.outcome import Controls
 from nopos.claims.records import records
+from nopos.claims.table import table
 from nopos.claims.verdict import check
 from nopos.subjects.controls import CONTROLS, reference
+from nopos.subjects.shipped import shipped_claims
+from nopos.verify import checked
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -41,6 +44,33 @@ def test_readme_is_short_and_has_the_two_commands():
     lines = README.read_text().splitlines()
     assert len(lines) <= 200
     assert sum(line.startswith("python3 -m venv") for line in lines) == 2
+
+
+def printed_lines():
+    """The lines that README shows of what `nopos verify` prints; an ellipsis stands for others."""
+    (block,) = re.findall(r"<!-- verify-output.*?```\n(.*?)```\n<!-- /verify-output", README.read_text(), flags=re.DOTALL)
+    return [line for line in block.splitlines() if line.strip() != "…"]
+
+
+def words(line):
+    """A line's words; its decimals as numbers."""
+    return [float(word) if re.fullmatch(r"\d+\.\d+", word) else word for word in line.split()]
+
+
+def approximately(printed):
+    """Equal to words of which each number is within 1 %: rounding differs between machines."""
+    return [pytest.approx(word, rel=0.01) if isinstance(word, float) else word for word in printed]
+
+
+def test_readme_shows_what_the_first_command_prints():
+    """The claims that README shows are checked again; its last line counts all that there are."""
+    shown, every = printed_lines(), shipped_claims()
+    claims = [claim for claim in every if f"  {claim.sentence}" in shown]
+    fresh = [line for line in table(checked(claims, [reference()])) if line]
+    counted = f"  {len(every)} of {len(every)} claims came out as expected"
+    assert fresh[-1] == counted.replace(str(len(every)), str(len(claims)))
+    for line, printed in zip(shown, [*fresh[:-1], counted], strict=True):
+        assert words(line) == approximately(words(printed))
 
 
 def test_the_claim_that_readme_shows_holds_and_can_fail(example):
