@@ -1,11 +1,11 @@
-"""The picture of the mechanism: what is drawn, that drawing it twice gives one file, and that it is the committed one."""
+"""The picture of the mechanism: what is drawn, that it is drawn alike each time, and that it is committed."""
 
 from __future__ import annotations
 
 import re
 from importlib.metadata import version
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def colours(path: Path) -> list[str]:
 
 def coordinates(path: Path) -> list[float]:
     """Where everything of a picture lies, in points, glyphs included."""
-    elements = ElementTree.parse(path).iter()
+    elements = ET.parse(path).iter()
     placed = " ".join(element.get(name, "") for element in elements for name in ("d", "x", "y", "transform"))
     return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", placed)]
 
