@@ -75,11 +75,6 @@ def logits_with(
     return _run(model, tokens, edits)
 
 
-def loss_with(model: NoPosTransformer, tokens: Tokens, edits: Mapping[str, Edit], *, target_offset: int = 1) -> float:
-    """Mean loss in nats on the token `target_offset` back when activations are replaced."""
-    return mean_loss(logits_with(model, tokens, edits), tokens, target_offset=target_offset).item()
-
-
 @torch.no_grad()
 def activation_with(
     model: NoPosTransformer, tokens: Tokens, hook_point: str, edits: Mapping[str, Edit]

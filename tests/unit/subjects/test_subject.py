@@ -6,7 +6,7 @@ import torch
 from nopos.errors import ClaimError
 from nopos.mechanism.decode import contributions
 from nopos.methods.activations import activation
-from nopos.methods.interventions import loss_with
+from nopos.methods.interventions import logits_with
 from nopos.methods.neurons import mlp_activations
 from nopos.model.data import held_out_tokens, mean_loss
 from nopos.model.hook_points import hook_point
@@ -97,8 +97,8 @@ def test_a_standing_edit_is_part_of_the_subject_and_rebuilt_with_it():
     subject = Subject("silenced", good, interventions={ATTN_OUT: torch.zeros_like})
     loss = subject.loss
     assert loss > 5
-    expected = loss_with(reference().model, subject.tokens, {ATTN_OUT: torch.zeros_like})
-    assert subject.run(loss_on) == pytest.approx(expected)
+    silenced = logits_with(reference().model, subject.tokens, {ATTN_OUT: torch.zeros_like})
+    assert subject.run(loss_on) == pytest.approx(mean_loss(silenced, subject.tokens).item())
     with pytest.raises(ClaimError, match="changed its hooks"), subject.proven_unchanged():
         subject.model.reset_hooks(including_permanent=True)
     assert subject.loss == loss
