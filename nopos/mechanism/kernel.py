@@ -17,7 +17,7 @@ from nopos.mechanism.layer_0_table import residual_table
 from nopos.methods.activations import Tokens, activation, require_positions
 from nopos.methods.attention import LATE, Scores, mean_late_query
 from nopos.methods.interventions import Effect, effect_of
-from nopos.methods.statistics import share_explained
+from nopos.methods.statistics import share_explained, slopes
 from nopos.model.config import BOS
 from nopos.model.hook_points import hook_point
 from nopos.model.transformer import NoPosTransformer
@@ -88,8 +88,8 @@ def score_steps(model: NoPosTransformer, tokens: Tokens, *, layer: int = 1) -> S
     scores = near(own_scores.mean(dim=0, keepdim=True), first=1)
     asked_by_one = _products(query.expand_as(q), k).mean(dim=0, keepdim=True)
     keys = near(asked_by_one / model.block(layer).attn.scale, first=1)
-    gain = (scores * keys).sum(dim=-1) / keys.pow(2).sum(dim=-1).clamp_min(torch.finfo(keys.dtype).tiny)
-    return Steps(_falls(scores), _falls(keys), reduce(gain, "1 head late -> late", "mean"))
+    gain = reduce(slopes(scores, on=keys), "1 head late -> late", "mean")
+    return Steps(_falls(scores), _falls(keys), gain)
 
 
 def match_with_own_token(model: NoPosTransformer, tokens: Tokens, *, layer: int = 1) -> float:

@@ -17,7 +17,7 @@ from einops import reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from nopos.errors import AnalysisError
+from nopos.errors import AnalysisError, require_one_of
 from nopos.methods.activations import OtherTokens, Tokens, require_as_many
 from nopos.methods.interventions import Effect, effects
 from nopos.model.transformer import NoPosTransformer, permitted_keys
@@ -57,6 +57,7 @@ def replacement_for(
     Raises:
         AnalysisError: a scale is to be zero, by which nothing can be divided, or the kind is none of the four.
     """
+    require_one_of("kind", kind, KINDS, error=AnalysisError)
     scores, pattern = name.endswith("hook_attn_scores"), name.endswith("hook_pattern")
     match kind:
         case "zero" if name.endswith("hook_scale"):
@@ -76,7 +77,6 @@ def replacement_for(
             return global_mean(activation)
         case "per_position_mean":
             return per_position_mean(activation)
-    raise AnalysisError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from nopos.methods.statistics import (
     relative_range,
     share_explained,
     slope,
+    slopes,
 )
 
 
@@ -79,6 +80,11 @@ def test_a_slope_by_hand():
     assert slope(torch.tensor([2.0, -1.0]), on=torch.tensor([1.0, 2.0])) == 0
     assert slope(torch.tensor([3.0, 5.0]), on=torch.tensor([1.0, 2.0])) == pytest.approx(13 / 5)
     assert slope(torch.tensor([3.0, 5.0]), on=torch.zeros(2)) == 0
+
+
+def test_slopes_are_those_of_each_row():
+    values, on = torch.tensor([[2.0, 4.0], [3.0, 5.0], [3.0, 5.0]]), torch.tensor([[1.0, 2.0], [1.0, 2.0], [0.0, 0.0]])
+    assert slopes(values, on=on).tolist() == pytest.approx([2, 13 / 5, 0])
 
 
 @given(seed=st.integers(0, 10_000), factor=st.floats(-5, 5))
