@@ -92,8 +92,8 @@ def relay_parameters() -> dict[str, Float[Tensor, ...]]:
 
 
 def _unit_codes(count: int, width: int) -> Float[Tensor, "count width"]:
-    source = torch.Generator().manual_seed(0)
-    codes = torch.randn(count, width, generator=source)
+    rng = torch.Generator().manual_seed(0)
+    codes = torch.randn(count, width, generator=rng)
     codes = codes - codes.mean(dim=-1, keepdim=True)
     return codes / codes.norm(dim=-1, keepdim=True)
 

@@ -120,8 +120,8 @@ def test_noise_in_the_plane_is_as_large_as_what_lies_outside_and_in_the_plane(la
     codes = mean_activation(law_model, other_tokens, hook_point=RESIDUAL)
     plane, centred = principal_directions(codes)[:2], codes[1:] - codes[1:].mean(dim=0)
     outside = (centred - centred @ plane.T @ plane).norm(dim=-1)
-    source = generator("noise in the plane", 0)
-    noise = torch.randn(25, 8, generator=source) @ plane.T @ plane
+    rng = generator("noise in the plane", 0)
+    noise = torch.randn(25, 8, generator=rng) @ plane.T @ plane
     noise = torch.cat([torch.zeros(1, 8), noise * (outside / noise.norm(dim=-1))[:, None]])
     effect = effect_of_noise_in_the_plane(law_model, tokens, other_tokens=other_tokens)
     assert effect.kl == pytest.approx(kl_when(law_model, tokens, RESIDUAL, noise), rel=1e-3)

@@ -23,11 +23,11 @@ def test_an_activation_replaced_by_itself_changes_no_bit(model, micro):
 
 def test_every_hook_point_reaches_the_output(model, micro):
     tokens = held_out_tokens(micro, 4)
-    source = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     for name in model.hook_dict:
 
         def jolt(activation):
-            return activation * (1 + torch.rand(activation.shape, generator=source))
+            return activation * (1 + torch.rand(activation.shape, generator=rng))
 
         assert not torch.allclose(logits_with(model, tokens, {name: jolt}), model(tokens)), name
 

@@ -57,10 +57,10 @@ def test_kendalls_tau_by_hand():
 
 
 @given(st.lists(st.integers(-5, 5), min_size=3, max_size=8, unique=True), st.randoms(use_true_random=False))
-def test_kendalls_tau_is_symmetric_bounded_and_blind_to_scale(values, random_source):
+def test_kendalls_tau_is_symmetric_bounded_and_blind_to_scale(values, rng):
     first = {str(i): float(value) for i, value in enumerate(values)}
     shuffled = list(first.values())
-    random_source.shuffle(shuffled)
+    rng.shuffle(shuffled)
     second = dict(zip(first, shuffled, strict=True))
     tau = kendall_tau(first, second)
     assert -1 <= tau <= 1

@@ -22,20 +22,20 @@ def drawn(config, parameters, seed=0):
     return list(mutants(config, parameters, torch.Generator().manual_seed(seed)))
 
 
-def source():
+def rng():
     return torch.Generator().manual_seed(0)
 
 
 def test_each_kind_of_damage_does_what_it_is_called():
     value = torch.arange(1.0, 13).reshape(3, 4)
-    assert zeroed(value, source())[1].abs().sum() == 0
-    assert torch.equal(sign_flipped(value, source())[1], -value)
-    shuffled = permuted(value, source())[1]
+    assert zeroed(value, rng())[1].abs().sum() == 0
+    assert torch.equal(sign_flipped(value, rng())[1], -value)
+    shuffled = permuted(value, rng())[1]
     assert not torch.equal(shuffled, value)
     assert torch.equal(shuffled.flatten().sort().values, value.flatten())
-    how, noisy = noised(torch.randn(200, 200, generator=source()), source())
+    how, noisy = noised(torch.randn(200, 200, generator=rng()), rng())
     size = float(how.split()[2])
-    added = (noisy - torch.randn(200, 200, generator=source())).std().item()
+    added = (noisy - torch.randn(200, 200, generator=rng())).std().item()
     assert added == pytest.approx(size, abs=0.01)
     assert 0.03 <= size <= 1
 
@@ -103,7 +103,7 @@ def test_one_layer_has_nothing_to_exchange_with(micro, noisy):
 
 def test_permuting_every_matrix_keeps_every_entry_and_no_matrix(micro, noisy):
     parameters = noisy(micro, 0)
-    after = with_permuted_matrices(micro, parameters, source())
+    after = with_permuted_matrices(micro, parameters, rng())
     for name, value in parameters.items():
         assert torch.equal(after[name].flatten().sort().values, value.flatten().sort().values)
         assert torch.equal(after[name], value) is (name not in matrices(micro))
