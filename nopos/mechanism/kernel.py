@@ -39,7 +39,7 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class Steps:
+class ScoreFalls:
     """By how much near scores fall per position from 1 back on, in the mean over sequences, for each late query."""
 
     of_scores: Float[Tensor, " late"]
@@ -80,7 +80,7 @@ def shares(scores: NearScores) -> Shares:
     return Shares(share_explained(by_position.expand_as(scores), scores), share_explained(by_offset, by_position))
 
 
-def score_steps(model: NoPosTransformer, tokens: Tokens, *, layer: int = 1) -> Steps:
+def score_falls(model: NoPosTransformer, tokens: Tokens, *, layer: int = 1) -> ScoreFalls:
     """How a layer's scores fall from 1 back on, and how its keys' do when one query is asked of all."""
     names = [hook_point(layer, f"attn.{name}") for name in ("attn_scores", "q", "k")]
     own_scores, q, k = model.activations(tokens, names).values()
@@ -89,7 +89,7 @@ def score_steps(model: NoPosTransformer, tokens: Tokens, *, layer: int = 1) -> S
     asked_by_one = _products(query.expand_as(q), k).mean(dim=0, keepdim=True)
     keys = near(asked_by_one / model.block(layer).attn.scale, first=1)
     gain = reduce(slopes(scores, on=keys), "1 head late -> late", "mean")
-    return Steps(_falls(scores), _falls(keys), gain)
+    return ScoreFalls(_falls(scores), _falls(keys), gain)
 
 
 def match_with_own_token(model: NoPosTransformer, tokens: Tokens, *, layer: int = 1) -> float:
@@ -169,4 +169,4 @@ def _products(
 
 def _falls(scores: Float[Tensor, "1 head late offset"]) -> Float[Tensor, " late"]:
     """Mean fall from one offset to the next."""
-    return reduce(-scores.diff(dim=-1), "1 head late step -> late", "mean")
+    return reduce(-scores.diff(dim=-1), "1 head late fall -> late", "mean")

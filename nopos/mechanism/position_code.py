@@ -47,18 +47,18 @@ def principal_directions(codes: Codes) -> Float[Tensor, "direction width"]:
 
 
 def smallest_turn(codes: Codes, *, stride: int) -> float:
-    """Smallest cosine between two steps of the code, each over so many positions, that follow each other.
+    """Smallest cosine between two chords of the code, each over so many positions, that follow each other.
 
     From position 1 on: 1 on a straight line, below 0 where each position has a direction of its own; 0 where the code
     does not move.
 
     Raises:
-        AnalysisError: there are no two such steps.
+        AnalysisError: there are no two such chords.
     """
     if not 1 <= stride <= (len(codes) - 2) // 2:
         raise AnalysisError(f"stride is {stride}; with {len(codes)} positions it is 1 to {(len(codes) - 2) // 2}")
-    steps = codes[1::stride].double().diff(dim=0)
-    return torch.cosine_similarity(steps[1:], steps[:-1], dim=-1).min().item()
+    chords = codes[1::stride].double().diff(dim=0)
+    return torch.cosine_similarity(chords[1:], chords[:-1], dim=-1).min().item()
 
 
 @torch.no_grad()

@@ -81,7 +81,7 @@ def test_the_code_is_a_smooth_curve_in_a_plane(subject, measure):
     codes = subject.run(position_codes)
     in_plane = principal_shares(codes)[:PLANE].sum().item()
     assert measure("share of the code's variance along two directions", in_plane) > 0.97
-    assert measure("smallest cosine of steps over six positions", smallest_turn(codes, stride=6)) > 0.4
+    assert measure("smallest cosine of chords over six positions", smallest_turn(codes, stride=6)) > 0.4
 
 
 @claim(

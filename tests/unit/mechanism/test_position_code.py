@@ -36,7 +36,7 @@ def kl_when(model, tokens, hook_point, added):
 
 
 def test_principal_shares_by_hand():
-    """BOS counts for nothing; three steps along one axis and one along another."""
+    """BOS counts for nothing; three units along one axis and one along another."""
     codes = torch.tensor([[9.0, 9.0], [3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
     torch.testing.assert_close(principal_shares(codes), torch.tensor([0.9, 0.1], dtype=torch.float64))
     torch.testing.assert_close(principal_shares(codes + 7), torch.tensor([0.9, 0.1], dtype=torch.float64))
