@@ -1,10 +1,10 @@
 """Replace an activation by what does not know the sequence (notebook, step 7), in the four ways that are in use.
 
-`per_position_mean` averages over the batch, as the notebook does: it erases content and keeps position.
+`per_position_mean` averages over the batch, as the notebook does: it takes content away and keeps position.
 `resample` takes another sequence's activation at the same position: it does the same, and stays among what occurs.
-`global_mean` averages over the batch and position: it erases both. Scores and patterns have two positions, so for them
-it is the mean by distance; a pattern's rows are renormalised over the keys that a query may see.
-`zero` erases both, and leaves what never occurs; masked scores stay masked. A LayerNorm's scale cannot be zero.
+`global_mean` averages over the batch and position: it takes both away. Scores and patterns have two positions, so
+for them it is the mean by distance; a pattern's rows are renormalised over the keys that a query may see.
+`zero` takes both away, and leaves what never occurs; masked scores stay masked. A LayerNorm's scale cannot be zero.
 """
 
 from __future__ import annotations

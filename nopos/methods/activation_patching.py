@@ -130,7 +130,7 @@ def swap_tokens(
 
 @dataclass(frozen=True)
 class TokenSwaps:
-    """One token in each of many sequences put in another's place, and what came of it."""
+    """One token in each of many sequences swapped for another, and what came of it."""
 
     before: Int[Tensor, " swap"]
     after: Int[Tensor, " swap"]

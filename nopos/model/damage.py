@@ -74,9 +74,9 @@ def with_permuted_matrices(config: ModelConfig, parameters: Mapping[str, Tensor]
 
 
 def mutants(config: ModelConfig, parameters: Mapping[str, Tensor], rng: torch.Generator) -> Iterator[Mutant]:
-    """One mutant for each kind of damage to each matrix and block of neurons, and for each exchange between layers.
+    """One mutant for each kind of damage to each matrix and block of neurons, and for each swap between two layers.
 
-    A block's damage falls on what its neurons read and on what they write; neurons that are exchanged with another
+    A block's damage falls on what its neurons read and on what they write; neurons that are swapped with another
     layer's take their biases along. Beside these `W_pos` gets noise, and some damaged models keep an old folded model.
     """
     given = {**parameters}
@@ -88,7 +88,7 @@ def mutants(config: ModelConfig, parameters: Mapping[str, Tensor], rng: torch.Ge
         for _ in range(BLOCKS):
             yield from _damaged_block(given, layer, _drawn_block(config, rng), rng)
     for layer in range(1, config.n_layers):
-        yield from _exchanged(config, given, layer - 1, layer, rng)
+        yield from _swapped(config, given, layer - 1, layer, rng)
     size = _drawn_between(SMALLEST_NOISE, 1.0, rng)
     noise = size * given["embed.W_E"].std() * torch.randn(given["pos_embed.W_pos"].shape, generator=rng)
     yield Mutant(f"pos_embed.W_pos noised by {size:.2f} sd of W_E", given | {"pos_embed.W_pos": noise})
@@ -121,17 +121,15 @@ def _damaged_block(
         yield Mutant(f"{what}: {how}", given | {W_in: reads, W_out: writes})
 
 
-def _exchanged(
-    config: ModelConfig, given: Parameters, lower: int, upper: int, rng: torch.Generator
-) -> Iterator[Mutant]:
-    between = f"exchanged between layers {lower} and {upper}"
+def _swapped(config: ModelConfig, given: Parameters, lower: int, upper: int, rng: torch.Generator) -> Iterator[Mutant]:
+    between = f"swapped between layers {lower} and {upper}"
     for name in OF_A_LAYER:
         below, above = f"blocks.{lower}.{name}", f"blocks.{upper}.{name}"
         yield Mutant(f"{name} {between}", given | {above: given[below], below: given[above]})
     neurons = _drawn_block(config, rng)
-    moved = {**given}
+    swapped = {**given}
     for name, dim in (("W_in", 1), ("b_in", 0), ("W_out", 0)):
         below, above = f"blocks.{lower}.mlp.{name}", f"blocks.{upper}.mlp.{name}"
-        moved[above] = given[above].index_copy(dim, neurons, given[below].index_select(dim, neurons))
-        moved[below] = given[below].index_copy(dim, neurons, given[above].index_select(dim, neurons))
-    yield Mutant(f"{len(neurons)} neurons, from {neurons[0]}, {between}", moved)
+        swapped[above] = given[above].index_copy(dim, neurons, given[below].index_select(dim, neurons))
+        swapped[below] = given[below].index_copy(dim, neurons, given[above].index_select(dim, neurons))
+    yield Mutant(f"{len(neurons)} neurons, from {neurons[0]}, {between}", swapped)

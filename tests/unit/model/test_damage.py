@@ -73,20 +73,20 @@ def test_a_damaged_block_is_damaged_where_it_reads_and_where_it_writes_and_nowhe
         assert len(reads) == size
 
 
-def test_matrices_and_neurons_are_exchanged_between_layers(micro, noisy):
+def test_matrices_and_neurons_are_swapped_between_layers(micro, noisy):
     parameters = noisy(micro, 0)
-    exchanged = {mutant.name: mutant.parameters for mutant in drawn(micro, parameters) if "exchanged" in mutant.name}
+    swapped = {mutant.name: mutant.parameters for mutant in drawn(micro, parameters) if "swapped" in mutant.name}
     for name in OF_A_LAYER:
-        mutant = exchanged[f"{name} exchanged between layers 0 and 1"]
+        mutant = swapped[f"{name} swapped between layers 0 and 1"]
         assert torch.equal(mutant[f"blocks.0.{name}"], parameters[f"blocks.1.{name}"])
         assert torch.equal(mutant[f"blocks.1.{name}"], parameters[f"blocks.0.{name}"])
-    (neurons,) = [mutant for name, mutant in exchanged.items() if "neurons" in name]
-    moved = (neurons["blocks.0.mlp.b_in"] != parameters["blocks.0.mlp.b_in"]).nonzero()[:, 0]
-    assert 4 <= len(moved) <= 12
+    (neurons,) = [mutant for name, mutant in swapped.items() if "neurons" in name]
+    neuron_numbers = (neurons["blocks.0.mlp.b_in"] != parameters["blocks.0.mlp.b_in"]).nonzero()[:, 0]
+    assert 4 <= len(neuron_numbers) <= 12
     for name, dim in (("W_in", 1), ("b_in", 0), ("W_out", 0)):
         for here, there in ((0, 1), (1, 0)):
             now, before = neurons[f"blocks.{here}.mlp.{name}"], parameters[f"blocks.{there}.mlp.{name}"]
-            assert torch.equal(now.index_select(dim, moved), before.index_select(dim, moved))
+            assert torch.equal(now.index_select(dim, neuron_numbers), before.index_select(dim, neuron_numbers))
 
 
 def test_a_seed_decides_the_draws(micro, noisy):
@@ -96,9 +96,9 @@ def test_a_seed_decides_the_draws(micro, noisy):
     assert [mutant.name for mutant in first] != [mutant.name for mutant in other]
 
 
-def test_one_layer_has_nothing_to_exchange_with(micro, noisy):
+def test_one_layer_has_nothing_to_swap_with(micro, noisy):
     config = replace(micro, n_layers=1)
-    assert not any("exchanged" in mutant.name for mutant in drawn(config, noisy(config, 0)))
+    assert not any("swapped" in mutant.name for mutant in drawn(config, noisy(config, 0)))
 
 
 def test_permuting_every_matrix_keeps_every_entry_and_no_matrix(micro, noisy):

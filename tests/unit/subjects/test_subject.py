@@ -59,7 +59,7 @@ def test_nothing_can_be_put_down_on_a_subject(model_under_test):
 
 
 def test_a_subject_with_other_sequences_gives_other_results(model_under_test):
-    """Tokens that were exchanged once gave the results of those before them."""
+    """Other tokens once gave the results of those before them."""
     few = Subject("few", model_under_test.checkpoint, sequences=8)
     assert torch.equal(few.tokens, model_under_test.tokens[:8])
     assert len(few.other_tokens) == 8
@@ -188,16 +188,16 @@ def test_a_change_is_found_named_and_mended():
         subject.model.run_with_hooks(subject.tokens[:1], fwd_hooks=[("hook_embed", lambda activation, hook: None)])
 
 
-def test_a_hook_put_in_the_place_of_another_is_found():
+def test_a_hook_that_replaces_another_is_found():
     subject = Subject("silenced", reference().checkpoint, interventions={ATTN_OUT: torch.zeros_like})
 
-    def exchange():
+    def replace_the_hook():
         with subject.proven_unchanged():
             subject.model.reset_hooks(including_permanent=True)
             subject.model.add_perma_hook(ATTN_OUT, lambda activation, hook: activation + 1)
 
     with pytest.raises(ClaimError, match="changed its hooks"):
-        exchange()
+        replace_the_hook()
 
 
 @pytest.mark.parametrize("which", ["model", "folded"])
