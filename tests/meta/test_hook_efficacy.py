@@ -37,7 +37,7 @@ def test_no_hook_survives_the_claims(evaluated):
 
 
 @pytest.mark.parametrize("control", [WITHOUT_BOS_KEY, CONTENT_ALONE, UNIFORM_LAYER_1], ids=lambda control: control.name)
-def test_a_standing_edit_changes_the_output_of_model_and_twin_alike_and_survives_other_edits(control):
+def test_a_standing_edit_changes_the_output_of_model_and_folded_model_and_survives_other_edits(control):
     plain, edited = reference(), control.build()
     tokens = edited.tokens[:4]
     before = edited.model(tokens)

@@ -48,7 +48,7 @@ def test_analyses_are_made_on_the_first_of_them_and_means_are_of_others(model_un
 @pytest.mark.parametrize(
     "name", ["name", "config", "task", "checkpoint", "model", "folded", "tokens", "other_tokens", "loss"]
 )
-def test_nothing_of_a_subject_can_be_exchanged(model_under_test, name):
+def test_nothing_of_a_subject_can_be_replaced(model_under_test, name):
     with pytest.raises(AttributeError):
         setattr(model_under_test, name, getattr(model_under_test, name))
 
