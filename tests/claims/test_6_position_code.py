@@ -108,14 +108,14 @@ def test_later_layers_need_both_directions_of_the_plane_and_hardly_any_other(sub
     refuted_by=[LEARNED_POSITIONS, RELAY, TWO_BACK, NO_BOS],
 )
 def test_positions_that_swap_their_mean_codes_are_read_for_each_other(subject, measure, offset=1):
-    """Swap the mean residuals of the previous position and the one before: the token there is answered, and no more the
-    previous one.
+    """Swap the mean residuals of the previous position and of the one before it: the model answers with the token
+    before the previous one.
     """
     swap = subject.run(effect_of_swapping_means, hook_point=RESIDUAL, offsets=(offset, offset + 1))
     far = swap.swapped.far
     least = min(answers.far for answers in swap.random) - far
     most = max(abs(answers.near - swap.before.near) for answers in swap.random)
-    assert measure("loss on the token 2 back, codes swapped", far, "nats") < 2.0
+    assert measure("loss on the token one further back, codes swapped", far, "nats") < 2.0
     assert measure("loss on the previous token, codes swapped", swap.swapped.near, "nats") > 3.0
     assert measure("least difference to it with random directions", least, "nats") > 5.0
     assert measure("largest change on the previous token by them", most, "nats") < 1.5
@@ -123,9 +123,11 @@ def test_positions_that_swap_their_mean_codes_are_read_for_each_other(subject, m
 
 @claim(evidence="causal", source="counts put in by hand", refuted_by=[LEARNED_POSITIONS, RELAY, TWO_BACK, NO_BOS])
 def test_positions_that_swap_their_counts_are_read_for_each_other(subject, measure, offset=1):
-    """Swap the counts of the previous position and the one before in layer 0's pattern: the token there is answered."""
+    """Swap the counts of the previous position and of the one before it in layer 0's pattern: the model answers with
+    the token before the previous one.
+    """
     before, swapped = subject.run(answers_to_swapped_counts, offsets=(offset, offset + 1))
-    assert measure("fall of the loss on the token 2 back", before.far - swapped.far, "nats") > 8.0
+    assert measure("fall of the loss on the token one further back", before.far - swapped.far, "nats") > 8.0
     assert measure("rise of the loss on the previous token", swapped.near - before.near, "nats") > 3.0
 
 
