@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from nopos.mechanism.count import dilution_of_queries, median_dilution, pattern_of_counts, true_counts
 from nopos.mechanism.kernel import NEAR, scores_from_weights
-from nopos.mechanism.position_code import PLANE, position_codes, principal_directions, principal_shares
+from nopos.mechanism.position_code import PLANE, centred_codes, position_codes, principal_directions, principal_shares
 from nopos.methods.activations import activation
 from nopos.methods.attention import LATE, Scores, mean_pattern, mean_weight_by_offset
 from nopos.methods.attribution import direct_logit_attribution
@@ -72,14 +72,13 @@ def measure(subject: Subject) -> Measured:
     """Everything that is drawn, measured on a subject."""
     a = subject.run(dilution_of_queries)
     codes = subject.run(position_codes)
-    centred = codes[1:] - codes[1:].mean(dim=0)
     scores = subject.run(activation, hook_point=hook_point(1, "attn.attn_scores")).mean(dim=0)
     by_weights = scores_from_weights(subject.folded, pos=subject.tokens.shape[-1])
     return Measured(
         bos_weight=_drawn(subject.run(mean_pattern, layer=0)[1:, 0]),
         bos_by_law=_drawn(pattern_of_counts(a, true_counts(subject.tokens)).mean(dim=(0, 1))[1:, 0]),
         median_a=median_dilution(subject.folded).item(),
-        code=_drawn(_facing_right(centred @ principal_directions(codes)[:PLANE].T)),
+        code=_drawn(_facing_right(centred_codes(codes) @ principal_directions(codes)[:PLANE].T)),
         shares=_drawn(principal_shares(codes)[:PLANE]),
         scores=_drawn(_below_own(scores)),
         scores_by_weights=_drawn(_below_own(by_weights).mean(dim=0)),

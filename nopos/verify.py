@@ -20,7 +20,7 @@ from nopos.claims.table import table
 from nopos.claims.verdict import check
 from nopos.errors import CheckpointError, ConfigError
 from nopos.model.config import ModelConfig, changes
-from nopos.subjects import shipped, sources
+from nopos.subjects import loaders, shipped
 from nopos.subjects.controls import reference
 
 NAMED = 60
@@ -63,7 +63,7 @@ def verify(wanted: Wanted) -> bool:
     start = time.perf_counter()
     if wanted.json is not None:
         require_ledger_place(wanted.json)
-    sources.require_possible(recipe=wanted.recipe, seed=wanted.seed, device=wanted.device)
+    loaders.require_possible(recipe=wanted.recipe, seed=wanted.seed, device=wanted.device)
     claims = selected(wanted.keywords)
     ledger = checked(claims, _subjects(wanted))
     print("\n".join(table(ledger)).strip("\n"))
@@ -131,7 +131,7 @@ class _Names:
 def _subjects(wanted: Wanted) -> list[Subject]:
     if not wanted.files and wanted.recipe is None:
         return [reference()]
-    named = sources.named_subjects(wanted.files, recipe=wanted.recipe, seed=wanted.seed, device=wanted.device)
+    named = loaders.named_subjects(wanted.files, recipe=wanted.recipe, seed=wanted.seed, device=wanted.device)
     subjects: list[Subject] = []
     for subject in named:
         if subject.name in wanted.files:

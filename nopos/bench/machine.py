@@ -41,8 +41,8 @@ def peak_flops_per_second(precision: Precision, device: torch.device) -> float:
     """What the machine reaches at large square products, by the function that training uses."""
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     size, launches = (8192, 10) if device.type == "cuda" else (1024, 1)
-    source = torch.Generator().manual_seed(0)
-    left, right = (torch.randn((1, size, size), generator=source).to(device, dtype) for _ in range(2))
+    rng = torch.Generator().manual_seed(0)
+    left, right = (torch.randn((1, size, size), generator=rng).to(device, dtype) for _ in range(2))
     bias = torch.zeros((1, size), dtype=dtype, device=device)
     rates = []
     for _ in range(50):

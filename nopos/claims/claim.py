@@ -121,13 +121,13 @@ def claim_of(test: object) -> Claim | None:
 
 def sentence(claim_id: str) -> str:
     """The sentence that a claim's name is. The names of weights (W_pos, b_U) keep their underscore."""
-    said: list[str] = []
+    words: list[str] = []
     for word in claim_id.rsplit("::", 1)[-1].removeprefix("test_").split("_"):
-        if said and said[-1] in ("W", "b"):
-            said[-1] += f"_{word}"
+        if words and words[-1] in ("W", "b"):
+            words[-1] += f"_{word}"
         else:
-            said.append(word)
-    return " ".join(said)
+            words.append(word)
+    return " ".join(words)
 
 
 def _default_id(test: Callable[..., Any]) -> str:

@@ -26,7 +26,7 @@ class Ledger:
         self._entries: dict[str, _Entry] = {}
         self._planned: dict[str, dict[str, Record]] = {}
         self.cut_short = False
-        """Whether a worker went down before it said what it was to run."""
+        """Whether a worker went down before its claims were known."""
 
     def add(self, subject: Record, claim: Record) -> None:
         """Take in one claim on one subject. Workers may each evaluate a control; the first record stands.

@@ -19,11 +19,11 @@ from nopos.claims.claim import Claim, claim_of
 from nopos.claims.control import Subject
 from nopos.claims.keeper import PROPERTY, LedgerKeeper, require_ledger_place
 from nopos.claims.records import Record, planned_record, records
-from nopos.claims.session import Session, is_worker
+from nopos.claims.run import Run, is_worker
 from nopos.claims.verdict import check
 from nopos.errors import ClaimError, NoposError
 
-_SESSION = pytest.StashKey[Session]()
+_RUN = pytest.StashKey[Run]()
 _PLANNED = pytest.StashKey[list[Record]]()
 
 
@@ -41,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cuda: needs a CUDA device")
     config.addinivalue_line("markers", "claim: a finding, evaluated on subjects and controls; put there by @claim")
     config.addinivalue_line("markers", "requested: a claim that the user asked for by name; put there by @claim")
-    config.stash[_SESSION] = Session(config)
+    config.stash[_RUN] = Run(config)
     config.stash[_PLANNED] = []
     if not is_worker(config):
         config.pluginmanager.register(LedgerKeeper(config, config.stash[_PLANNED]), "nopos ledger")
@@ -53,17 +53,17 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     try:
         if config.getoption("nopos_json") is not None and not is_worker(config):
             require_ledger_place(config.getoption("nopos_json"))
-        config.stash[_SESSION].start()
+        config.stash[_RUN].start()
     except NoposError as error:
         raise pytest.UsageError(f"nopos: {error}") from None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "subject" in metafunc.fixturenames:
-        sources = metafunc.config.stash[_SESSION].sources.values()
+        loaders = metafunc.config.stash[_RUN].loaders.values()
         parameters = [
-            pytest.param(source.name, id=source.name, marks=[pytest.mark.slow] if source.slow else [])
-            for source in sources
+            pytest.param(loader.name, id=loader.name, marks=[pytest.mark.slow] if loader.slow else [])
+            for loader in loaders
         ]
         metafunc.parametrize("subject", parameters, indirect=True, scope="session")
 
@@ -96,7 +96,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def subject(request: pytest.FixtureRequest) -> Subject:
     """The model under test: each one that a provider names."""
     try:
-        return request.config.stash[_SESSION].subject(request.param)
+        return request.config.stash[_RUN].subject(request.param)
     except NoposError as error:
         pytest.fail(f"{request.param}: {error}", pytrace=False)
 
@@ -112,7 +112,7 @@ def measure(request: pytest.FixtureRequest) -> None:
 @no_type_check  # pluggy asks for a generator function, which a function whose types are checked is not
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Hold tests that are no claims to leaving their subject as it was; claims are held to it when evaluated."""
-    known = item.config.stash[_SESSION].subjects.values()
+    known = item.config.stash[_RUN].subjects.values()
     subject = getattr(item, "funcargs", {}).get("subject")
     ours = [] if _claim_of(item) is not None else [one for one in known if one is subject]
     with ours[0].proven_unchanged() if ours else nullcontext():
@@ -125,12 +125,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     marked = _claim_of(pyfuncitem)
     if marked is None:
         return None
-    session = pyfuncitem.config.stash[_SESSION]
-    subject = session.subject(_subject_name(pyfuncitem))
+    run = pyfuncitem.config.stash[_RUN]
+    subject = run.subject(_subject_name(pyfuncitem))
     if pyfuncitem.funcargs["subject"] is not subject:
         pytest.fail("the fixture `subject` is overridden; a claim is evaluated on the run's subjects", pytrace=False)
-    verdict = check(_bound(pyfuncitem, marked), subject, session.controls)
-    pyfuncitem.user_properties.append((PROPERTY, records(verdict, subject, session.controls)))
+    verdict = check(_bound(pyfuncitem, marked), subject, run.controls)
+    pyfuncitem.user_properties.append((PROPERTY, records(verdict, subject, run.controls)))
     if verdict.exception is not None and not isinstance(verdict.exception, ClaimError):
         raise verdict.exception
     if not verdict.as_expected:

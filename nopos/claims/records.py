@@ -62,8 +62,8 @@ def planned_record(claim: Claim) -> Record:
 
 
 def _described(subject: Subject) -> Record:
-    said = subject.record()
-    return {name: said.get(name) for name in DESCRIBING}
+    recorded = subject.record()
+    return {name: recorded.get(name) for name in DESCRIBING}
 
 
 def _on_subject(verdict: Verdict) -> Record:
@@ -93,8 +93,8 @@ def _on_control(claim: Claim, outcome: Outcome) -> Record:
 
 def _claim_record(claim: Claim, **found: Any) -> Record:
     """The record of a claim, in the order in which the JSON has it."""
-    said = {name: getattr(claim, name) for name in ("id", "statement", "evidence", "source", "refutes", "requested")}
-    return said | found | {"seconds": round(found["seconds"], 3)}
+    stated = {name: getattr(claim, name) for name in ("id", "statement", "evidence", "source", "refutes", "requested")}
+    return stated | found | {"seconds": round(found["seconds"], 3)}
 
 
 def _refuted_by(controls: Iterable[Control]) -> Record:

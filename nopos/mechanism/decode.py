@@ -16,7 +16,7 @@ from nopos.errors import AnalysisError, require_one_of
 from nopos.methods.activation_patching import response_to_swapped_token, swap_tokens
 from nopos.methods.activations import OtherTokens, Tokens, activation, require_count
 from nopos.methods.attention import mean_weight_by_offset
-from nopos.methods.attribution import unembedding
+from nopos.methods.attribution import centred_unembedding
 from nopos.methods.circuits import copying_rank, full_ov_circuit, mean_reading, ov_circuit, ov_into_neurons
 from nopos.methods.embedding import mean_by_token
 from nopos.methods.interventions import Edit, Effect, activation_with, effect_of, logits_with
@@ -164,11 +164,11 @@ def contributions(
     """
     wanted = targets(tokens, target_offset=target_offset) if wanted is None else wanted
     post, scale = model.activations(tokens, [hook_point(layer, "mlp.post"), FINAL_SCALE]).values()
-    W_U, _ = unembedding(model)
+    W_U, _ = centred_unembedding(model)
     W_out = model.block(layer).mlp.W_out
     to_logits = einsum(
         W_out - W_out.mean(dim=-1, keepdim=True),
-        W_U - W_U.mean(dim=-1, keepdim=True),
+        W_U,
         "neuron d_model, d_model d_vocab -> neuron d_vocab",
     )
     active = post[:, target_offset:] / scale[:, target_offset:]

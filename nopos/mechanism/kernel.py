@@ -17,7 +17,7 @@ from nopos.mechanism.layer_0_table import residual_table
 from nopos.methods.activations import Tokens, activation, require_positions
 from nopos.methods.attention import LATE, Scores, mean_late_query
 from nopos.methods.interventions import Effect, effect_of
-from nopos.methods.statistics import share_explained
+from nopos.methods.statistics import share_explained, slopes
 from nopos.model.config import BOS
 from nopos.model.hook_points import hook_point
 from nopos.model.transformer import NoPosTransformer
@@ -39,7 +39,7 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class Steps:
+class ScoreFalls:
     """By how much near scores fall per position from 1 back on, in the mean over sequences, for each late query."""
 
     of_scores: Float[Tensor, " late"]
@@ -80,7 +80,7 @@ def shares(scores: NearScores) -> Shares:
     return Shares(share_explained(by_position.expand_as(scores), scores), share_explained(by_offset, by_position))
 
 
-def score_steps(model: NoPosTransformer, tokens: Tokens, *, layer: int = 1) -> Steps:
+def score_falls(model: NoPosTransformer, tokens: Tokens, *, layer: int = 1) -> ScoreFalls:
     """How a layer's scores fall from 1 back on, and how its keys' do when one query is asked of all."""
     names = [hook_point(layer, f"attn.{name}") for name in ("attn_scores", "q", "k")]
     own_scores, q, k = model.activations(tokens, names).values()
@@ -88,8 +88,8 @@ def score_steps(model: NoPosTransformer, tokens: Tokens, *, layer: int = 1) -> S
     scores = near(own_scores.mean(dim=0, keepdim=True), first=1)
     asked_by_one = _products(query.expand_as(q), k).mean(dim=0, keepdim=True)
     keys = near(asked_by_one / model.block(layer).attn.scale, first=1)
-    gain = (scores * keys).sum(dim=-1) / keys.pow(2).sum(dim=-1).clamp_min(torch.finfo(keys.dtype).tiny)
-    return Steps(_falls(scores), _falls(keys), reduce(gain, "1 head late -> late", "mean"))
+    gain = reduce(slopes(scores, on=keys), "1 head late -> late", "mean")
+    return ScoreFalls(_falls(scores), _falls(keys), gain)
 
 
 def match_with_own_token(model: NoPosTransformer, tokens: Tokens, *, layer: int = 1) -> float:
@@ -178,4 +178,4 @@ def _products(
 
 def _falls(scores: Float[Tensor, "1 head late offset"]) -> Float[Tensor, " late"]:
     """Mean fall from one offset to the next."""
-    return reduce(-scores.diff(dim=-1), "1 head late step -> late", "mean")
+    return reduce(-scores.diff(dim=-1), "1 head late fall -> late", "mean")

@@ -63,7 +63,7 @@ def scores_of_patched_codes(
     codes, from_weights = position_codes(model, other_tokens), scores_from_weights(folded, pos=pos)
     patched = torch.arange(LATE, pos - SPACING - 2, SPACING)
     queries = patched + SPACING + 2  # between the patched positions, and after wherever their codes come from
-    source = generator("random directions", 0)
+    rng = generator("random directions", 0)
 
     def change(added: Codes) -> Changes:
         after = activation_with(model, tokens, scores, {residual: lambda stream: stream + added})
@@ -75,7 +75,7 @@ def scores_of_patched_codes(
         added[patched] = codes[patched + shift] - codes[patched]
         predicted.append((from_weights[:, queries, patched + shift] - from_weights[:, queries, patched]).float())
         observed.append(change(added))
-        random.append(change(random_directions(added, source)))
+        random.append(change(random_directions(added, rng)))
     return ScoreChanges(torch.cat(predicted, dim=-1), torch.cat(observed, dim=-1), torch.cat(random, dim=-1))
 
 

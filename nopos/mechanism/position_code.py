@@ -29,31 +29,36 @@ def position_codes(model: NoPosTransformer, tokens: Tokens, *, layer: int = 0) -
     return mean_activation(model, tokens, hook_point=hook_point(layer, "resid_post"))
 
 
+def centred_codes(codes: Codes) -> Float[Tensor, "pos_after_BOS width"]:
+    """From position 1 on, less their mean."""
+    return codes[1:] - codes[1:].mean(dim=0)
+
+
 def principal_shares(codes: Codes) -> Float[Tensor, " direction"]:
     """Share of the codes' variance along each principal direction, from position 1 on; 0 where nothing varies."""
-    variances = torch.linalg.svdvals(_centred(codes).double()).pow(2)
+    variances = torch.linalg.svdvals(centred_codes(codes).double()).pow(2)
     return variances / variances.sum().clamp_min(torch.finfo(variances.dtype).tiny)
 
 
 def principal_directions(codes: Codes) -> Float[Tensor, "direction width"]:
     """Unit vectors, that of the largest variance from position 1 on first."""
-    directions: Tensor = torch.linalg.svd(_centred(codes), full_matrices=False).Vh
+    directions: Tensor = torch.linalg.svd(centred_codes(codes), full_matrices=False).Vh
     return directions
 
 
 def smallest_turn(codes: Codes, *, stride: int) -> float:
-    """Smallest cosine between two steps of the code, each over so many positions, that follow each other.
+    """Smallest cosine between two chords of the code, each over so many positions, that follow each other.
 
     From position 1 on: 1 on a straight line, below 0 where each position has a direction of its own; 0 where the code
     does not move.
 
     Raises:
-        AnalysisError: there are no two such steps.
+        AnalysisError: there are no two such chords.
     """
     if not 1 <= stride <= (len(codes) - 2) // 2:
         raise AnalysisError(f"stride is {stride}; with {len(codes)} positions it is 1 to {(len(codes) - 2) // 2}")
-    steps = codes[1::stride].double().diff(dim=0)
-    return torch.cosine_similarity(steps[1:], steps[:-1], dim=-1).min().item()
+    chords = codes[1::stride].double().diff(dim=0)
+    return torch.cosine_similarity(chords[1:], chords[:-1], dim=-1).min().item()
 
 
 @torch.no_grad()
@@ -78,8 +83,8 @@ def effect_of_directions(
     """
     require_count("count", count, at_most=model.config.d_model)
     codes = position_codes(model, other_tokens, layer=layer)
-    along = _along(_centred(codes), principal_directions(codes)[:count])
-    added = along - _centred(codes) if kept else -along
+    along = _along(centred_codes(codes), principal_directions(codes)[:count])
+    added = along - centred_codes(codes) if kept else -along
     return _effect_of_adding(model, tokens, added, hook_point(layer, "resid_post"), target_offset)
 
 
@@ -92,7 +97,7 @@ def effect_of_noise_in_the_plane(
     What `effect_of_directions` is to be held against, two directions being kept (Makelov and others, 2023).
     """
     codes = position_codes(model, other_tokens, layer=layer)
-    plane, centred = principal_directions(codes)[:PLANE], _centred(codes)
+    plane, centred = principal_directions(codes)[:PLANE], centred_codes(codes)
     outside = centred - _along(centred, plane)
     noise = _along(torch.randn(centred.shape, generator=generator("noise in the plane", 0)).to(centred), plane)
     added = with_norms_of(noise, outside)
@@ -121,16 +126,12 @@ def effect_of_keeping_neurons(
     require_count("count", count, at_most=model.config.d_mlp)
     post = hook_point(layer, "mlp.post")
     plane = principal_directions(position_codes(model, other_tokens, layer=layer))[:PLANE]
-    centred = _centred(mean_activation(model, other_tokens, hook_point=post))
+    centred = centred_codes(mean_activation(model, other_tokens, hook_point=post))
     written = centred.pow(2).mean(dim=0).sqrt() * (model.block(layer).mlp.W_out @ plane.T).norm(dim=-1)
     frozen = written.argsort(descending=True)[count:]
     added = torch.zeros_like(centred)
     added[:, frozen] = -centred[:, frozen]
     return _effect_of_adding(model, tokens, added, post, target_offset)
-
-
-def _centred(codes: Codes) -> Float[Tensor, "pos_after_BOS width"]:
-    return codes[1:] - codes[1:].mean(dim=0)
 
 
 def _along(

@@ -1,10 +1,10 @@
 """Replace an activation by what does not know the sequence (notebook, step 7), in the four ways that are in use.
 
-`per_position_mean` averages over the batch, as the notebook does: it erases content and keeps position.
+`per_position_mean` averages over the batch, as the notebook does: it takes content away and keeps position.
 `resample` takes another sequence's activation at the same position: it does the same, and stays among what occurs.
-`global_mean` averages over the batch and position: it erases both. Scores and patterns have two positions, so for them
-it is the mean by distance; a pattern's rows are renormalised over the keys that a query may see.
-`zero` erases both, and leaves what never occurs; masked scores stay masked. A LayerNorm's scale cannot be zero.
+`global_mean` averages over the batch and position: it takes both away. Scores and patterns have two positions, so
+for them it is the mean by distance; a pattern's rows are renormalised over the keys that a query may see.
+`zero` takes both away, and leaves what never occurs; masked scores stay masked. A LayerNorm's scale cannot be zero.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from einops import reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from nopos.errors import AnalysisError
+from nopos.errors import AnalysisError, require_one_of
 from nopos.methods.activations import OtherTokens, Tokens, require_as_many
 from nopos.methods.interventions import Effect, effects
 from nopos.model.transformer import NoPosTransformer, permitted_keys
@@ -57,6 +57,7 @@ def replacement_for(
     Raises:
         AnalysisError: a scale is to be zero, by which nothing can be divided, or the kind is none of the four.
     """
+    require_one_of("kind", kind, KINDS, error=AnalysisError)
     scores, pattern = name.endswith("hook_attn_scores"), name.endswith("hook_pattern")
     match kind:
         case "zero" if name.endswith("hook_scale"):
@@ -76,7 +77,6 @@ def replacement_for(
             return global_mean(activation)
         case "per_position_mean":
             return per_position_mean(activation)
-    raise AnalysisError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
 
 
 @torch.no_grad()

@@ -58,9 +58,9 @@ def swap_means(means: MeanActivation, queries: Int[Tensor, " query"], offsets: t
     return added
 
 
-def random_directions(added: Float[Tensor, "pos width"], source: torch.Generator) -> Float[Tensor, "pos width"]:
+def random_directions(added: Float[Tensor, "pos width"], rng: torch.Generator) -> Float[Tensor, "pos width"]:
     """Directions drawn anew at each position, of the same norms."""
-    noise = torch.randn(added.shape, generator=source).to(added)
+    noise = torch.randn(added.shape, generator=rng).to(added)
     return with_norms_of(noise, added)
 
 
@@ -100,7 +100,7 @@ def effect_of_swapping_means(
     means = mean_activation(model, other_tokens, hook_point=hook_point)
     queries = torch.arange(offsets[1] + 1, tokens.shape[-1], SPACING)
     swap = swap_means(means, queries, offsets)
-    source = generator("random directions", 0)
+    rng = generator("random directions", 0)
 
     def answers(added: MeanActivation) -> Answers:
         logits = logits_with(model, tokens, {hook_point: lambda activation: activation + added})
@@ -109,7 +109,7 @@ def effect_of_swapping_means(
     return SwapEffect(
         before=answers_at(model.logits(tokens), tokens, queries, offsets),
         swapped=answers(swap),
-        random=tuple(answers(random_directions(swap, source)) for _ in range(RANDOM_DRAWS)),
+        random=tuple(answers(random_directions(swap, rng)) for _ in range(RANDOM_DRAWS)),
     )
 
 
@@ -130,7 +130,7 @@ def swap_tokens(
 
 @dataclass(frozen=True)
 class TokenSwaps:
-    """One token in each of many sequences put in another's place, and what came of it."""
+    """One token in each of many sequences swapped for another, and what came of it."""
 
     before: Int[Tensor, " swap"]
     after: Int[Tensor, " swap"]

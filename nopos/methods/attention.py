@@ -16,7 +16,7 @@ from nopos.model.hook_points import hook_point
 from nopos.model.transformer import NoPosTransformer
 
 LATE = 10
-"""Queries from this position on are late: the attention of earlier ones is cut short by BOS."""
+"""Queries from this position on are late: the attention of earlier ones lies on BOS for want of keys."""
 
 Scores = Float[Tensor, "batch head query_pos key_pos"]
 Pattern = Float[Tensor, "batch head query_pos key_pos"]

@@ -54,8 +54,7 @@ def direct_logit_attribution(
     right answer, 0 the current token.
     """
     require_offset(offset, tokens)
-    W_U, bias = unembedding(model)
-    W_U, bias = W_U - W_U.mean(dim=-1, keepdim=True), bias - bias.mean()
+    W_U, bias = centred_unembedding(model)
     wanted = tokens[:, : tokens.shape[-1] - offset]
     directions = rearrange(W_U[:, wanted], "d_model batch query_pos -> batch query_pos d_model")
     components = _normalized(model, tokens)[:, :, offset:]
@@ -81,3 +80,9 @@ def unembedding(model: NoPosTransformer) -> tuple[Float[Tensor, "d_model d_vocab
     if model.ln_final.folded:
         return W_U, b_U
     return model.ln_final.w[:, None] * W_U, b_U + model.ln_final.b @ W_U
+
+
+def centred_unembedding(model: NoPosTransformer) -> tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"]]:
+    """The same to logits over the mean logit."""
+    W_U, bias = unembedding(model)
+    return W_U - W_U.mean(dim=-1, keepdim=True), bias - bias.mean()

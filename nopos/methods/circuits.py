@@ -95,10 +95,10 @@ def ov_into_neurons(
 
 
 def neuron_lines(
-    circuit: Float[Tensor, "head token neuron"], *, source: torch.Generator, count: int = 5
+    circuit: Float[Tensor, "head token neuron"], *, rng: torch.Generator, count: int = 5
 ) -> tuple[Int[Tensor, " line"], Float[Tensor, "head token line"]]:
     """Some neurons drawn from the generator, and their columns of `ov_into_neurons`, as the notebook plots them."""
-    neurons = torch.randperm(circuit.shape[-1], generator=source)[:count]
+    neurons = torch.randperm(circuit.shape[-1], generator=rng)[:count]
     return neurons, circuit[..., neurons]
 
 

@@ -18,7 +18,6 @@ from transformer_lens.hook_points import HookPoint
 
 from nopos.methods.activations import Tokens, activation
 from nopos.methods.metrics import Readout, answers_changed, per_token_kl, readout
-from nopos.model.data import mean_loss
 from nopos.model.hook_points import EMBED, POS_EMBED, hook_point, layer_of
 from nopos.model.transformer import NoPosTransformer, stop_after
 
@@ -73,11 +72,6 @@ def logits_with(
         AnalysisError: the model has no such hook point.
     """
     return _run(model, tokens, edits)
-
-
-def loss_with(model: NoPosTransformer, tokens: Tokens, edits: Mapping[str, Edit], *, target_offset: int = 1) -> float:
-    """Mean loss in nats on the token `target_offset` back when activations are replaced."""
-    return mean_loss(logits_with(model, tokens, edits), tokens, target_offset=target_offset).item()
 
 
 @torch.no_grad()

@@ -41,8 +41,13 @@ def kendall_tau(first: Mapping[str, float], second: Mapping[str, float]) -> floa
 
 def slope(values: Float[Tensor, "*shape"], on: Float[Tensor, "*shape"]) -> float:
     """The factor by which `on` comes nearest to `values` by least squares, without intercept; 0 where `on` is 0."""
-    there = on.pow(2).sum()
-    return ((values * on).sum() / there).item() if there > 0 else 0.0
+    return slopes(values.flatten(), on=on.flatten()).item()
+
+
+def slopes(values: Float[Tensor, "*row value"], on: Float[Tensor, "*row value"]) -> Float[Tensor, "*row"]:
+    """The same of each row by itself."""
+    there = on.pow(2).sum(dim=-1)
+    return torch.where(there > 0, (values * on).sum(dim=-1) / there, 0.0)
 
 
 def share_explained(predicted: Float[Tensor, "*#shape"], observed: Float[Tensor, "*#shape"]) -> float:

@@ -31,11 +31,11 @@ def generator(purpose: str, seed: int) -> torch.Generator:
 
 
 def token_batches(
-    config: ModelConfig, batch_size: int, source: torch.Generator, *, incl_bos_token: bool = True
+    config: ModelConfig, batch_size: int, rng: torch.Generator, *, incl_bos_token: bool = True
 ) -> Iterator[Int[Tensor, "batch pos"]]:
     """Endless batches of uniform tokens from 1 to d_vocab - 1, position 0 being BOS unless it is left out."""
     while True:
-        tokens = torch.randint(1, config.d_vocab, (batch_size, config.n_ctx), generator=source)
+        tokens = torch.randint(1, config.d_vocab, (batch_size, config.n_ctx), generator=rng)
         if incl_bos_token:
             tokens[:, 0] = BOS
         yield tokens
@@ -45,24 +45,24 @@ def notebook_batches(
     config: ModelConfig, batch_size: int, *, incl_bos_token: bool = True
 ) -> Iterator[Int[Tensor, "batch pos"]]:
     """The notebook's own stream: the draws that follow `torch.manual_seed(123)`, from a generator of our own."""
-    source = torch.Generator().manual_seed(NOTEBOOK_STREAM_SEED)
-    return token_batches(config, batch_size, source, incl_bos_token=incl_bos_token)
+    rng = torch.Generator().manual_seed(NOTEBOOK_STREAM_SEED)
+    return token_batches(config, batch_size, rng, incl_bos_token=incl_bos_token)
 
 
 def training_batches(model: ModelConfig, train: TrainConfig, seed: int) -> Iterator[Int[Tensor, "batch pos"]]:
     """The tokens that a model of this seed is trained on."""
     if train.stream == "notebook":
         return notebook_batches(model, train.batch_size, incl_bos_token=train.incl_bos_token)
-    source = generator("training tokens", seed)
-    return token_batches(model, train.batch_size, source, incl_bos_token=train.incl_bos_token)
+    rng = generator("training tokens", seed)
+    return token_batches(model, train.batch_size, rng, incl_bos_token=train.incl_bos_token)
 
 
 def held_out_tokens(
     config: ModelConfig, batch_size: int, *, stream: int = 0, incl_bos_token: bool = True
 ) -> Int[Tensor, "batch pos"]:
     """Tokens that no training stream holds. The notebook evaluates on its training tokens instead (slip 1)."""
-    source = generator("held-out tokens", stream)
-    return next(token_batches(config, batch_size, source, incl_bos_token=incl_bos_token))
+    rng = generator("held-out tokens", stream)
+    return next(token_batches(config, batch_size, rng, incl_bos_token=incl_bos_token))
 
 
 def targets(

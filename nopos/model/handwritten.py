@@ -1,4 +1,4 @@
-"""What can be said without training: provable floors of the loss, and weights written by hand.
+"""What is known without training: provable floors of the loss, and weights written by hand.
 
 The floors are exact expectations in nats per predicted position, for the notebook's task: position 0 is BOS, the others
 are uniform over d_vocab - 1 tokens, and positions 1 to n_ctx - 1 predict the token before them.
@@ -20,7 +20,7 @@ from nopos.model.parameters import parameter_shapes
 def floor_without_tokens(config: ModelConfig) -> float:
     """No predictor that sees no earlier token can do better, even when it knows the position.
 
-    Slot 1's answer is always BOS and costs nothing; every other answer is uniform over d_vocab - 1 tokens.
+    Position 1's answer is always BOS and costs nothing; every other answer is uniform over d_vocab - 1 tokens.
     """
     predicted = config.n_ctx - 1
     return (predicted - 1) * math.log(config.d_vocab - 1) / predicted
@@ -81,9 +81,9 @@ def relay_parameters() -> dict[str, Float[Tensor, ...]]:
     p["embed.W_E"][:, token] = codes
     p["pos_embed.W_pos"][:, position] = _waves(angles)
     sharpness = 300.0
-    for layer, steps_back in ((0, 1), (1, 0)):
+    for layer, offset in ((0, 1), (1, 0)):
         attention = f"blocks.{layer}.attn"
-        p[f"{attention}.W_Q"][0, position] = sharpness * _turn(steps_back, block)
+        p[f"{attention}.W_Q"][0, position] = sharpness * _turn(offset, block)
         p[f"{attention}.W_K"][0, position] = torch.eye(block)
         p[f"{attention}.W_V"][0, token if layer == 0 else previous] = torch.eye(block)
         p[f"{attention}.W_O"][0, :, previous if layer == 0 else output] = torch.eye(block)
@@ -92,8 +92,8 @@ def relay_parameters() -> dict[str, Float[Tensor, ...]]:
 
 
 def _unit_codes(count: int, width: int) -> Float[Tensor, "count width"]:
-    source = torch.Generator().manual_seed(0)
-    codes = torch.randn(count, width, generator=source)
+    rng = torch.Generator().manual_seed(0)
+    codes = torch.randn(count, width, generator=rng)
     codes = codes - codes.mean(dim=-1, keepdim=True)
     return codes / codes.norm(dim=-1, keepdim=True)
 
@@ -104,8 +104,8 @@ def _waves(angles: Float[Tensor, "pos frequency"]) -> Float[Tensor, "pos wave"]:
     return rearrange(pairs, "pos frequency part -> pos (frequency part)") / angles.shape[-1] ** 0.5
 
 
-def _turn(steps: int, width: int) -> Float[Tensor, "wave turned"]:
-    """The matrix that takes the wave of position i to that of position i - steps."""
-    angles = -steps * torch.linspace(0.1, 3.0, width // 2)
+def _turn(offset: int, width: int) -> Float[Tensor, "wave turned"]:
+    """The matrix that takes the wave of position i to that of position i - offset."""
+    angles = -offset * torch.linspace(0.1, 3.0, width // 2)
     blocks = [torch.tensor([[math.cos(a), math.sin(a)], [-math.sin(a), math.cos(a)]]) for a in angles.tolist()]
     return torch.block_diag(*blocks)

@@ -49,7 +49,7 @@ def initial_parameters(config: ModelConfig, seed: int) -> dict[str, Float[Tensor
     Drawn on the CPU whatever device trains, `W_pos` last and from the same generator, so that a model with learned
     positions starts from the other weights of the one without. Without positions `W_pos` is zero.
     """
-    source = generator("weights", seed)
+    rng = generator("weights", seed)
     std = 0.8 / config.d_model**0.5
     shapes = parameter_shapes(config)
     parameters = {name: torch.zeros(shape) for name, shape in shapes.items()}
@@ -58,7 +58,7 @@ def initial_parameters(config: ModelConfig, seed: int) -> dict[str, Float[Tensor
         if leaf == "w":
             parameters[name].fill_(1.0)
         elif leaf.startswith("W_") and not (leaf == "W_pos" and config.positions == "none"):
-            parameters[name].normal_(0.0, std, generator=source)
+            parameters[name].normal_(0.0, std, generator=rng)
     return parameters
 
 
@@ -72,7 +72,7 @@ def parameters_of(state: Mapping[str, Tensor], config: ModelConfig, *, where: st
 
     Args:
         state: names to tensors; HookedTransformer's buffers are left out.
-        where: what the message names as the source.
+        where: what the message says the values come from.
 
     Raises:
         CheckpointError: a parameter is missing, unknown, of another shape, not dense float32, or not finite.

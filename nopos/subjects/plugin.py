@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 
 from nopos.claims.control import Subject
-from nopos.claims.session import Source, is_worker
+from nopos.claims.run import SubjectLoader, is_worker
 from nopos.subjects.shipped import REFERENCE
 
 pytest_plugins = ["nopos.claims.plugin"]
@@ -37,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--nopos-retrain", action="store_true", help="train again what the cache holds")
 
 
-def pytest_nopos_subjects(config: pytest.Config) -> Sequence[Source]:
+def pytest_nopos_subjects(config: pytest.Config) -> Sequence[SubjectLoader]:
     """The models that the command line names; else the reference model and, when slow tests are wanted, trained ones.
 
     Named models are loaded here, so that a mistake ends the run in one line.
@@ -46,23 +46,23 @@ def pytest_nopos_subjects(config: pytest.Config) -> Sequence[Source]:
     files, recipe, seed, device = (option(f"nopos_{name}") for name in ("checkpoint", "recipe", "seed", "device"))
     slow = _slow_wanted(option("markexpr"))
     if not slow and not files and (recipe, seed, device) == (None, None, None):
-        return [Source(REFERENCE, _reference)]
+        return [SubjectLoader(REFERENCE, _reference)]
     from nopos.storage.checkpoints import device_named
-    from nopos.subjects import sources
+    from nopos.subjects import loaders
 
-    sources.require_possible(recipe=recipe, seed=seed, device=device)
+    loaders.require_possible(recipe=recipe, seed=seed, device=device)
     retrain = option("nopos_retrain") and not is_worker(config)  # under xdist the first process forgets for all
     if files or recipe is not None:
         if retrain and recipe is not None:
-            sources.forget(recipe, seed or 0, device_named(device))
-        named = sources.named_subjects(files, recipe=recipe, seed=seed, device=device)
-        return [Source(subject.name, partial(_known, subject)) for subject in named]
+            loaders.forget(recipe, seed or 0, device_named(device))
+        named = loaders.named_subjects(files, recipe=recipe, seed=seed, device=device)
+        return [SubjectLoader(subject.name, partial(_known, subject)) for subject in named]
     if not slow:
-        return [Source(REFERENCE, _reference)]
+        return [SubjectLoader(REFERENCE, _reference)]
     if retrain:
-        for of, number in sources.SLOW_MODELS:
-            sources.forget(of, number, device_named(device))
-    return [Source(REFERENCE, _reference), *sources.slow_sources(device_named(device))]
+        for of, number in loaders.SLOW_MODELS:
+            loaders.forget(of, number, device_named(device))
+    return [SubjectLoader(REFERENCE, _reference), *loaders.slow_loaders(device_named(device))]
 
 
 def _reference() -> Subject:

@@ -17,8 +17,8 @@ TENSORS = ("_parameters", "_buffers")
 class Snapshot:
     """The tensors, hooks and attributes of all modules of a model, as they were when it was made.
 
-    Whatever can be set on a module counts: a number that its forward pass uses, another function in the place of its
-    forward pass, a hook on a module that is no hook point.
+    Whatever can be set on a module counts: a number that its forward pass uses, another function for its forward
+    pass, a hook on a module that is no hook point.
     """
 
     def __init__(self, model: nn.Module, *, apart_from: Collection[str] = ()) -> None:

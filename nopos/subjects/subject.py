@@ -38,7 +38,7 @@ Fold = Callable[[ModelConfig, Mapping[str, Tensor]], dict[str, Tensor]]
 class Subject:
     """A model on the CPU in float32, so that bounds have one numerics, whatever trained it.
 
-    Nothing of it can be exchanged or added, and what is changed in place is found and mended.
+    Nothing of it can be replaced or added, and what is changed in place is found and mended.
     """
 
     __slots__ = (

@@ -1,7 +1,7 @@
 """Which activations matter, by replacing them in the four ways that are in use.
 
 A result of one ablation can be an artefact of it. A claim here agrees across all four where they are defined, or says
-which it is about: `per_position_mean` and `resample` erase content, `global_mean` and `zero` erase position too. The
+which it is about: `per_position_mean` and `resample` take content away, `global_mean` and `zero` position too. The
 sets were chosen on ten models of `sprint` and two of `notebook`, and measured on the reference model after that. Of
 hook points that linear maps make equal one is listed.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from nopos import claim
-from nopos.methods.ablation import KINDS, ablated
+from nopos.methods.ablation import KINDS, Kind, ablated
 from nopos.methods.statistics import kendall_tau
 from nopos.model.hook_points import EMBED, FINAL_SCALE, hook_point
 from nopos.subjects import notebook
@@ -43,8 +43,8 @@ HARMLESS = (
 POSITIONAL = (hook_point(0, "attn.k"), hook_point(0, "attn.v"), hook_point(1, "attn.k"))
 LAYER_1_PATTERN = hook_point(1, "attn.pattern")
 PRINTED = notebook.ablation_losses()
-ERASE_CONTENT = ("per_position_mean", "resample")
-ERASE_POSITION_TOO = ("global_mean", "zero")
+WITHOUT_CONTENT: tuple[Kind, ...] = ("per_position_mean", "resample")
+WITHOUT_POSITION: tuple[Kind, ...] = ("global_mean", "zero")
 
 
 def effects(subject, kind, hook_points):
@@ -77,9 +77,9 @@ def test_what_carries_tokens_and_codes_is_critical_and_content_in_later_scales_i
         lost = min(effect.logit_difference_lost for effect in critical)
         assert measure(f"fewest nats added, {kind}", min(effect.nats_added for effect in critical), "nats") > 4.0
         assert measure(f"least logit difference lost, {kind}", lost, "logits") > 1.5
-    for erasing in ERASE_CONTENT:
-        harmless = effects(subject, erasing, HARMLESS).values()
-        assert measure(f"largest KL where harmless, {erasing}", max(effect.kl for effect in harmless), "nats") < 0.3
+    for kind in WITHOUT_CONTENT:
+        harmless = effects(subject, kind, HARMLESS).values()
+        assert measure(f"largest KL where harmless, {kind}", max(effect.kl for effect in harmless), "nats") < 0.3
 
 
 @claim(
@@ -89,8 +89,8 @@ def test_what_carries_tokens_and_codes_is_critical_and_content_in_later_scales_i
 )
 def test_keys_and_layer_0_values_carry_position_more_than_content(subject, measure):
     """In both layers' keys and layer 0's values content is worth less than half of what position is worth."""
-    without_content = max(nats_added(subject, ERASE_CONTENT, POSITIONAL))
-    without_position = min(nats_added(subject, ERASE_POSITION_TOO, POSITIONAL))
+    without_content = max(nats_added(subject, WITHOUT_CONTENT, POSITIONAL))
+    without_position = min(nats_added(subject, WITHOUT_POSITION, POSITIONAL))
     over_position = without_content / max(without_position, torch.finfo(torch.float32).eps)
     assert measure("fewest nats added without position", without_position, "nats") > 4.0
     assert measure("most nats added without content, over that", over_position) < 0.5
@@ -98,7 +98,7 @@ def test_keys_and_layer_0_values_carry_position_more_than_content(subject, measu
 
 @claim(
     evidence="causal",
-    source="notebook, step 7, where the row is cut off",
+    source="notebook, step 7, whose row is not whole",
     refuted_by=[LEARNED_POSITIONS, RELAY, CONTENT_ALONE, HALF_TRAINED],
 )
 def test_layer_1_does_better_with_its_mean_pattern_than_with_its_own(subject, measure):

@@ -27,7 +27,7 @@ from nopos.subjects.controls import (
     refuted_by=[LEARNED_POSITIONS, RELAY, TWO_BACK],
 )
 def test_layer_1_needs_its_attention_to_the_previous_token(subject, measure, offset=1):
-    """Knocking out layer 1's attention to the previous token destroys the prediction; 2, 3 or 4 back does not."""
+    """Knocking out layer 1's attention to the previous token destroys the prediction; to one further back does not."""
     needed = subject.run(effect_of_knock_out, layer=1, offset=offset)
     further = [subject.run(effect_of_knock_out, layer=1, offset=offset + more) for more in (1, 2, 3)]
     assert measure("nats added without the previous token", needed.nats_added, "nats") > 4.0

@@ -105,7 +105,7 @@ def test_positions_are_decoded_where_the_law_puts_them_whatever_becomes_of_BOS(s
 
 @claim(
     evidence="causal",
-    source="notebook, step 7, which averages all values alike",
+    source="notebook, step 7, which averages all values",
     refuted_by=[LEARNED_POSITIONS, RELAY, NO_BOS, UNTRAINED],
 )
 def test_only_the_value_of_BOS_tells_positions_apart(subject, measure):

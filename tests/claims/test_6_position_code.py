@@ -63,7 +63,9 @@ def test_the_neurons_of_MLP_0_follow_the_position_more_than_the_token(subject, m
 
 @claim(evidence="causal", source="the search for position neurons", refuted_by=[LEARNED_POSITIONS, RELAY, UNTRAINED])
 def test_the_code_takes_more_than_16_of_the_256_neurons_of_MLP_0_and_fewer_than_192(subject, measure):
-    """With all other neurons' means the same at every position, the 16 that write most of the code are too few."""
+    """With all other neurons' means the same at every position, the 16 that write most of the code are too few, and the
+    192 that do are enough.
+    """
     with_16, with_192 = (subject.run(effect_of_keeping_neurons, count=count).answers_changed for count in (16, 192))
     assert measure("share of answers changed, 16 neurons kept", with_16) > 0.05
     assert measure("share of answers changed, 192 neurons kept", with_192) < 0.045
@@ -79,7 +81,7 @@ def test_the_code_is_a_smooth_curve_in_a_plane(subject, measure):
     codes = subject.run(position_codes)
     in_plane = principal_shares(codes)[:PLANE].sum().item()
     assert measure("share of the code's variance along two directions", in_plane) > 0.97
-    assert measure("smallest cosine of steps over six positions", smallest_turn(codes, stride=6)) > 0.4
+    assert measure("smallest cosine of chords over six positions", smallest_turn(codes, stride=6)) > 0.4
 
 
 @claim(
@@ -106,12 +108,14 @@ def test_later_layers_need_both_directions_of_the_plane_and_hardly_any_other(sub
     refuted_by=[LEARNED_POSITIONS, RELAY, TWO_BACK, NO_BOS],
 )
 def test_positions_that_swap_their_mean_codes_are_read_for_each_other(subject, measure, offset=1):
-    """Swap the mean residuals of positions 1 and 2 back: the token 2 back is answered, the previous one no more."""
+    """Swap the mean residuals of the previous position and of the one before it: the model answers with the token
+    before the previous one.
+    """
     swap = subject.run(effect_of_swapping_means, hook_point=RESIDUAL, offsets=(offset, offset + 1))
     far = swap.swapped.far
     least = min(answers.far for answers in swap.random) - far
     most = max(abs(answers.near - swap.before.near) for answers in swap.random)
-    assert measure("loss on the token 2 back, codes swapped", far, "nats") < 2.0
+    assert measure("loss on the token one further back, codes swapped", far, "nats") < 2.0
     assert measure("loss on the previous token, codes swapped", swap.swapped.near, "nats") > 3.0
     assert measure("least difference to it with random directions", least, "nats") > 5.0
     assert measure("largest change on the previous token by them", most, "nats") < 1.5
@@ -119,9 +123,11 @@ def test_positions_that_swap_their_mean_codes_are_read_for_each_other(subject, m
 
 @claim(evidence="causal", source="counts put in by hand", refuted_by=[LEARNED_POSITIONS, RELAY, TWO_BACK, NO_BOS])
 def test_positions_that_swap_their_counts_are_read_for_each_other(subject, measure, offset=1):
-    """Swap the counts of positions 1 and 2 back in layer 0's pattern: the token 2 back is answered."""
+    """Swap the counts of the previous position and of the one before it in layer 0's pattern: the model answers with
+    the token before the previous one.
+    """
     before, swapped = subject.run(answers_to_swapped_counts, offsets=(offset, offset + 1))
-    assert measure("fall of the loss on the token 2 back", before.far - swapped.far, "nats") > 8.0
+    assert measure("fall of the loss on the token one further back", before.far - swapped.far, "nats") > 8.0
     assert measure("rise of the loss on the previous token", swapped.near - before.near, "nats") > 3.0
 
 

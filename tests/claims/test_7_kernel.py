@@ -8,8 +8,8 @@ from nopos import claim
 from nopos.mechanism.kernel import (
     effect_of_scores_from_weights,
     match_with_own_token,
+    score_falls,
     score_shares,
-    score_steps,
     share_explained_by_weights,
 )
 from nopos.mechanism.kernel_interventions import scores_of_patched_codes, tilts
@@ -39,23 +39,23 @@ def test_layer_1_scores_are_a_function_of_distance_to_within_a_few_percent(subje
 
 @claim(
     evidence="correlational",
-    source="the question how the steps stay alike",
+    source="the question how the falls stay alike",
     refuted_by=[LEARNED_POSITIONS, RELAY, HALF_TRAINED, NO_BOS],
 )
-def test_queries_grow_as_the_steps_between_keys_shrink_so_that_scores_fall_alike(subject, measure):
+def test_queries_grow_as_the_falls_from_key_to_key_shrink_so_that_scores_fall_alike(subject, measure):
     """Asked by one query, keys of late positions lie closer together; a later query stretches them more."""
-    steps = subject.run(score_steps)
-    of_scores, of_keys = (relative_range(falls) for falls in (steps.of_scores, steps.of_keys))
+    falls = subject.run(score_falls)
+    of_scores, of_keys = (relative_range(each) for each in (falls.of_scores, falls.of_keys))
     keys_over_scores = of_keys / max(of_scores, torch.finfo(torch.float32).eps)
-    assert measure("least fall of the scores per position", steps.of_scores.min().item(), "nats") > 0.8
+    assert measure("least fall of the scores per position", falls.of_scores.min().item(), "nats") > 0.8
     assert measure("spread of the falls", of_scores) < 0.45
     assert measure("spread of the keys' falls under one query, over that", keys_over_scores) > 1.5
-    assert measure("gain of the last query over that of the first late one", steps.growth) > 1.2
+    assert measure("gain of the last query over that of the first late one", falls.growth) > 1.2
 
 
 @claim(
     evidence="correlational",
-    source="the question why the first step is smaller",
+    source="the question why the first fall is smaller",
     refuted_by=[RELAY, TWO_BACK, UNTRAINED],
 )
 def test_layer_1_scores_its_own_position_lower_for_being_of_one_token(subject, measure):

@@ -89,7 +89,7 @@ def test_MLP_1_writes_most_of_the_answer(subject, measure, offset=1):
     refuted_by=[LEARNED_POSITIONS, RELAY, PERMUTED_WEIGHTS, UNTRAINED],
 )
 def test_the_OV_circuit_of_layer_1_predicts_how_its_neurons_respond_to_the_previous_token(subject, measure, offset=1):
-    """Swap the previous token: the OV circuit, fed with what layer 1 reads for a token, predicts how MLP 1 is moved."""
+    """Swap the previous token: the OV circuit, fed with what layer 1 reads for a token, predicts how MLP 1 responds."""
     correlation = subject.run(neuron_response_correlation, offset=offset)
     assert measure("correlation over swaps and neurons", correlation) > 0.3
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from fixtures.make_bounds import KEPT, kept, table
-from fixtures.outcomes import compared
+from fixtures.outcomes import compared, outcomes
+from nopos.subjects import shipped
+from nopos.subjects.subject import Subject
 
 ROOM = 0.5
 """Of the range over a recipe's seeds: how far beyond the worst of its models a bound must lie."""
@@ -20,6 +22,9 @@ FEWER = {
         "notebook": 3,
     }
 }
+
+FILE, BOUND = "test_4_previous_token.py", "> 4.0\n"
+"""One bound of one claim, as its file has it."""
 
 
 def in_table():
@@ -41,13 +46,24 @@ def test_every_bound_is_in_the_table(evaluated):
     assert compared(evaluated.outcomes) == in_table(), "run python -m fixtures.make_bounds again"
 
 
-def test_a_bound_moved_on_purpose_is_caught(evaluated):
-    """Weakened to where the controls still refute it, so that only the table can notice."""
-    name, outcome = next(iter(evaluated.outcomes.items()))
-    weakened = replace(outcome.comparisons[0], operator="<", limit=1e-05)
-    moved = {**evaluated.outcomes, name: replace(outcome, comparisons=(weakened, *outcome.comparisons[1:]))}
-    assert compared(moved) != compared(evaluated.outcomes)
-    assert compared(moved) != in_table()
+def compared_in(folder: Path, text: str, subject: Subject) -> list[list[str | float]]:
+    """What the claims compare that a folder with this one file holds."""
+    folder.mkdir()
+    (folder / FILE).write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shipped, "CLAIMS", folder)
+        return compared(outcomes(subject))
+
+
+@pytest.mark.parametrize(("operator", "limit"), [(">", 3.9), (">=", 4.0)])
+def test_a_bound_changed_in_a_claim_is_not_that_of_the_table(evaluated, tmp_path, operator, limit):
+    """Changed so little that the controls still refute the claim: only the table can notice."""
+    text, rows = (shipped.CLAIMS / FILE).read_text(), in_table()
+    assert text.count(BOUND) == 1
+    as_it_stands = compared_in(tmp_path / "as it stands", text, evaluated.subject)
+    changed = compared_in(tmp_path / "changed", text.replace(BOUND, f"{operator} {limit}\n"), evaluated.subject)
+    assert [row for row in as_it_stands if row not in rows] == []
+    assert [row[2:] for row in changed if row not in rows] == [[operator, limit]]
 
 
 @pytest.mark.parametrize("row", kept(), ids=lambda row: f"{row.claim}: {row.name}")

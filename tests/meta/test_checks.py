@@ -15,7 +15,7 @@ ALL = ["ruff check .", "ruff format --check .", "mypy", "pytest"]
 
 @pytest.fixture
 def check(tmp_path):
-    """The command beside tools that only say how they were called; gives its exit code and what they said."""
+    """The command beside tools that only print how they were called; gives its exit code and what they printed."""
     bin_folder, copied = tmp_path / ".venv" / "bin", tmp_path / ".ci" / "check"
     bin_folder.mkdir(parents=True)
     copied.parent.mkdir()

@@ -35,7 +35,7 @@ def test_loading_the_machinery_loads_no_torch():
 
 CONFTEST = """
 from contextlib import nullcontext
-from nopos.claims.session import Source
+from nopos.claims.run import SubjectLoader
 
 pytest_plugins = ["nopos.claims.plugin"]
 
@@ -53,7 +53,8 @@ class Coin:
         return {"description": "a coin", "config": {"heads": self.heads}}
 
 def pytest_nopos_subjects(config):
-    return [Source("fair", lambda: Coin("fair", 0.5)), Source("slow", lambda: Coin("slow", 0.5), slow=True)]
+    fair = SubjectLoader("fair", lambda: Coin("fair", 0.5))
+    return [fair, SubjectLoader("slow", lambda: Coin("slow", 0.5), slow=True)]
 """
 
 CLAIM = """
@@ -99,7 +100,7 @@ def test_the_findings_that_were_requested_are_selected_by_their_marker(project):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('Source("slow"', 'Source("fair"', "*ERROR: nopos: fair: is named twice; name each model once"),
+        ('SubjectLoader("slow"', 'SubjectLoader("fair"', "*ERROR: nopos: fair: is named twice; name each model once"),
         ("    return [", "    raise ConfigError('there is no coin')\n    return [", "*ERROR: nopos: there is no coin"),
     ],
     ids=["two of one name", "an error of its own"],
@@ -111,8 +112,8 @@ def test_what_a_provider_objects_to_is_one_line(project, pytester, old, new, mes
     result.stderr.fnmatch_lines([message])
 
 
-def test_a_source_whose_model_has_another_name_fails_its_tests(project, pytester):
+def test_a_loader_whose_model_has_another_name_fails_its_tests(project, pytester):
     pytester.makeconftest(CONFTEST.replace('Coin("fair"', 'Coin("unfair"'))
     result = project("-mnot slow")
     result.assert_outcomes(errors=2, deselected=2)
-    result.stdout.fnmatch_lines(["*fair: its source loads a model called 'unfair'; give both one name"])
+    result.stdout.fnmatch_lines(["*fair: its loader gives a model called 'unfair'; give both one name"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "tests" / "README.md"])
 
 
@@ -28,6 +29,14 @@ def linked_files(text: str) -> list[str]:
     return re.findall(r"\]\(((?!https?:|#)[^)#]+)", text)
 
 
+def folders() -> list[str]:
+    """Every folder of the project that a layout must name: the rooms of nopos/ and tests/, and what is beside them."""
+    rooms = [path for name in ("nopos", "tests") for path in (ROOT / name).iterdir() if any(path.glob("*.*"))]
+    beside = [path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name != "nopos"]
+    found = [path.relative_to(ROOT) for path in rooms + beside if path.is_dir() and path.name != "__pycache__"]
+    return sorted(f"{path}/" for path in found)
+
+
 def functions(path: Path) -> set[str]:
     """Names of the functions at the top of a file."""
     return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
@@ -43,6 +52,12 @@ def test_every_test_script_and_file_that_a_document_names_is_there(document):
     assert [name for name in named_tests(text) if not is_there(*name)] == []
     assert [name for name in named_scripts(text) if not (ROOT / f"{name.replace('.', '/')}.py").is_file()] == []
     assert [name for name in linked_files(text) if not (document.parent / name).exists()] == []
+
+
+def test_the_layout_names_every_folder():
+    layout = README.read_text().partition("## Layout")[2].partition("\n## ")[0]
+    assert {"nopos/claims/", "tests/newcomer/", "fixtures/"} <= set(folders())
+    assert [folder for folder in folders() if folder not in layout] == []
 
 
 def test_names_are_found_in_a_text():

@@ -22,10 +22,10 @@ def test_every_edit_of_a_claim_reaches_the_output_and_its_removal_restores_it_bi
     model, tokens = evaluated.subject.model, evaluated.subject.tokens[:4]
     before = model(tokens)
     for name in sorted(evaluated.edited):
-        source = torch.Generator().manual_seed(0)
+        rng = torch.Generator().manual_seed(0)
 
-        def jolt(activation, source=source):
-            return activation * (1 + torch.rand(activation.shape, generator=source))
+        def jolt(activation, rng=rng):
+            return activation * (1 + torch.rand(activation.shape, generator=rng))
 
         assert (logits_with(model, tokens, {name: jolt}) - before).abs().max() > 1e-3, name
         assert torch.equal(model(tokens), before), name
@@ -37,7 +37,7 @@ def test_no_hook_survives_the_claims(evaluated):
 
 
 @pytest.mark.parametrize("control", [WITHOUT_BOS_KEY, CONTENT_ALONE, UNIFORM_LAYER_1], ids=lambda control: control.name)
-def test_a_standing_edit_changes_the_output_of_model_and_twin_alike_and_survives_other_edits(control):
+def test_a_standing_edit_changes_the_output_of_model_and_folded_model_and_survives_other_edits(control):
     plain, edited = reference(), control.build()
     tokens = edited.tokens[:4]
     before = edited.model(tokens)

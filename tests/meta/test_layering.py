@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[2] / "nopos"
+ROOT = Path(__file__).parents[2]
+PACKAGE, CONTRIBUTING = ROOT / "nopos", ROOT / "CONTRIBUTING.md"
 # From the foundation up: a room imports only rooms that stand before it.
 ROOMS = (
     "errors",
@@ -80,6 +82,11 @@ def test_a_room_imports_only_rooms_that_stand_before_it(path):
     else:
         assert {name for name in used - {"claims"} if ROOMS.index(name) > ROOMS.index(room)} == set()
         assert "claims" not in used or room in MAY_IMPORT_CLAIMS
+
+
+def test_contributing_states_this_order():
+    stated = CONTRIBUTING.read_text().partition("Imports point one way: ")[2].partition(". ")[0]
+    assert re.findall(r"`(\w+)`", stated) == [*reversed(ROOMS)]
 
 
 def test_no_modules_import_each_other_in_a_circle():

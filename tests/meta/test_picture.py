@@ -1,6 +1,11 @@
-"""The picture of the mechanism: what is drawn, and that drawing it twice gives one file."""
+"""The picture of the mechanism: what is drawn, that it is drawn alike each time, and that it is committed."""
 
 from __future__ import annotations
+
+import re
+from importlib.metadata import version
+from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -10,6 +15,9 @@ pytest.importorskip("matplotlib", reason="the picture needs the extra `docs`")
 from docs.draw_mechanism import PICTURE, WRITERS, Measured, draw, measure
 from nopos.mechanism.kernel import NEAR
 from nopos.subjects.controls import reference
+
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
+AGAIN = "run python -m docs.draw_mechanism again"
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +29,34 @@ def test_the_picture_is_the_same_at_every_run(measured, tmp_path):
     for name in ("first", "second"):
         draw(measured, tmp_path / name)
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+def texts(path: Path) -> list[str]:
+    """What is written in a picture. matplotlib draws text as paths, each behind a comment that holds it."""
+    return re.findall(r"<!-- (.*) -->", path.read_text())
+
+
+def colours(path: Path) -> list[str]:
+    """How each line and area of a picture is drawn: its colour, width and dashes."""
+    return re.findall(r'style="(.*?)"', path.read_text())
+
+
+def coordinates(path: Path) -> list[float]:
+    """Where everything of a picture lies, in points, glyphs included."""
+    elements = ET.parse(path).iter()
+    placed = " ".join(element.get(name, "") for element in elements for name in ("d", "x", "y", "transform"))
+    return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", placed)]
+
+
+def test_the_committed_picture_shows_what_is_drawn_now(measured, tmp_path):
+    path = tmp_path / "now.svg"
+    draw(measured, path)
+    assert texts(path) == texts(PICTURE), AGAIN
+    if f"matplotlib=={version('matplotlib')}" not in CONSTRAINTS.read_text().splitlines():
+        pytest.skip("another matplotlib than that of constraints.txt puts things elsewhere")
+    assert colours(path) == colours(PICTURE), AGAIN
+    # A tenth of a point: another machine's rounding moves things less.
+    np.testing.assert_allclose(coordinates(path), coordinates(PICTURE), atol=0.1, err_msg=AGAIN)
 
 
 @pytest.mark.parametrize("path", [PICTURE, None], ids=["committed", "drawn now"])

@@ -8,7 +8,7 @@ REFUTERS = [{"name": "untrained", "kind": "broken"}, {"name": "relay", "kind": "
 
 
 def recorded(claim_id: str = "test_a.py::test_W_pos_is_zero", verdict: str = "holds", **changes: Any) -> dict[str, Any]:
-    """A claim with two measurements; what is said last of it holds."""
+    """A claim with two measurements; the changes hold."""
     holds = verdict == "holds"
     return {
         "id": claim_id,

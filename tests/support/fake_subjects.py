@@ -52,9 +52,9 @@ def low(subject, measure):
     assert measure("share", subject["share"]) > 0.5
 
 
-def claimed(*controls: Control, body: Callable[..., None] = low, **said: Any) -> Claim:
-    """A claim with these controls; behavioural unless it is said to be more."""
-    marked = claim(**{"evidence": "behavioural", "source": "here", "refuted_by": controls, **said})(body)
+def claimed(*controls: Control, body: Callable[..., None] = low, **marked_with: Any) -> Claim:
+    """A claim with these controls; behavioural unless its mark has other evidence."""
+    marked = claim(**{"evidence": "behavioural", "source": "here", "refuted_by": controls, **marked_with})(body)
     found = claim_of(marked)
     assert found is not None
     return found

@@ -48,9 +48,9 @@ def same(first: Checkpoint, second: Checkpoint) -> bool:
 
 def noisy_parameters(config: ModelConfig, seed: int) -> dict[str, Tensor]:
     """Initial parameters with noise on every one, so that no bias is zero and no LayerNorm the identity."""
-    source = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     return {
-        name: value + 0.5 * torch.randn(value.shape, generator=source)
+        name: value + 0.5 * torch.randn(value.shape, generator=rng)
         for name, value in initial_parameters(config, seed).items()
     }
 
@@ -86,10 +86,10 @@ def law_model() -> NoPosTransformer:
     """
     parameters = noisy_parameters(LAW_CONFIG, 0)
     half = LAW_CONFIG.d_model // 2
-    source = torch.Generator().manual_seed(1)
-    shared, entries = torch.randn(half, generator=source), torch.randn(half, generator=source)
+    rng = torch.Generator().manual_seed(1)
+    shared, entries = torch.randn(half, generator=rng), torch.randn(half, generator=rng)
     for token in range(1, LAW_CONFIG.d_vocab):
-        parameters["embed.W_E"][token] = torch.cat([shared, entries[torch.randperm(half, generator=source)]])
+        parameters["embed.W_E"][token] = torch.cat([shared, entries[torch.randperm(half, generator=rng)]])
     parameters["pos_embed.W_pos"].zero_()
     parameters["blocks.0.ln1.b"].zero_()
     for name in ("W_K", "W_V"):

@@ -8,8 +8,8 @@ from nopos.mechanism.kernel import (
     effect_of_scores_from_weights,
     match_with_own_token,
     near,
+    score_falls,
     score_shares,
-    score_steps,
     scores_from_weights,
     share_explained_by_weights,
     shares,
@@ -71,31 +71,31 @@ def test_score_shares_are_of_layer_1(law_model, tokens):
     assert score_shares(law_model, tokens) == shares(near(law_model.run_with_cache(tokens)[1][SCORES]))
 
 
-def test_steps_by_hand(law_model, tokens):
-    steps = score_steps(law_model, tokens)
+def test_falls_by_hand(law_model, tokens):
+    falls = score_falls(law_model, tokens)
     cache = law_model.run_with_cache(tokens)[1]
     scores = cache[SCORES][:, 0].mean(dim=0)
     keys = (cache[K][:, :, 0] @ cache[Q][:, LATE:, 0].mean(dim=(0, 1))).mean(dim=0) / 2  # d_head is 4
     for number, query in enumerate(range(LATE, 26)):
         expected = (scores[query, query - 1] - scores[query, query - 5]) / 4
-        torch.testing.assert_close(steps.of_scores[number], expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(falls.of_scores[number], expected, atol=1e-5, rtol=1e-4)
         expected = (keys[query - 1] - keys[query - 5]) / 4
-        torch.testing.assert_close(steps.of_keys[number], expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(falls.of_keys[number], expected, atol=1e-5, rtol=1e-4)
         row = torch.arange(query - 5, query)
         by, of = keys[row] - keys[row].mean(), scores[query, row] - scores[query, row].mean()
-        torch.testing.assert_close(steps.gain[number], (by * of).sum() / (by * by).sum(), atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(falls.gain[number], (by * of).sum() / (by * by).sum(), atol=1e-4, rtol=1e-3)
 
 
 def test_one_query_for_all_has_a_gain_of_one(law_model, tokens):
     """Without W_Q every query is b_Q."""
-    steps = score_steps(with_layer_1_attention(law_model, W_Q=0.0), tokens)
-    torch.testing.assert_close(steps.of_scores, steps.of_keys, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(steps.gain, torch.ones(16), atol=1e-4, rtol=0)
+    falls = score_falls(with_layer_1_attention(law_model, W_Q=0.0), tokens)
+    torch.testing.assert_close(falls.of_scores, falls.of_keys, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(falls.gain, torch.ones(16), atol=1e-4, rtol=0)
 
 
-def test_a_model_without_scores_has_no_steps_and_its_gain_does_not_grow(law_model, tokens):
-    steps = score_steps(with_layer_1_attention(law_model, W_K=0.0, b_K=0.0), tokens)
-    assert relative_range(steps.of_scores) == relative_range(steps.of_keys) == steps.growth == 0
+def test_a_model_without_scores_has_no_falls_and_its_gain_does_not_grow(law_model, tokens):
+    falls = score_falls(with_layer_1_attention(law_model, W_K=0.0, b_K=0.0), tokens)
+    assert relative_range(falls.of_scores) == relative_range(falls.of_keys) == falls.growth == 0
 
 
 def test_the_match_is_the_covariance_of_query_and_key_in_one_position(law_model, tokens):
@@ -151,7 +151,7 @@ def test_the_weights_explain_all_where_it_is_exact_and_little_of_another_models_
     assert share_explained_by_weights(plain, every_token, folded=folded_of(backwards)) == 0
 
 
-@pytest.mark.parametrize("ask", [score_shares, score_steps, match_with_own_token])
+@pytest.mark.parametrize("ask", [score_shares, score_falls, match_with_own_token])
 def test_sequences_without_late_queries_are_one_clear_line(law_model, tokens, ask):
     with pytest.raises(AnalysisError, match="sequences have 10 positions; this analysis needs at least 11"):
         ask(law_model, tokens[:, :10])

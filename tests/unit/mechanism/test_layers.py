@@ -59,7 +59,7 @@ ANALYSES_OF_A_LAYER = [
     (decoded_position.of_patched_counts, {"counts": (3, 20)}),
     (decoded_position.shift_by_dilution, {"one_for_all": True}),
     (kernel.score_shares, {}),
-    (kernel.score_steps, {}),
+    (kernel.score_falls, {}),
     (kernel.match_with_own_token, {}),
     (kernel_interventions.tilts, {}),
 ]

@@ -36,7 +36,7 @@ def kl_when(model, tokens, hook_point, added):
 
 
 def test_principal_shares_by_hand():
-    """BOS counts for nothing; three steps along one axis and one along another."""
+    """BOS counts for nothing; three units along one axis and one along another."""
     codes = torch.tensor([[9.0, 9.0], [3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
     torch.testing.assert_close(principal_shares(codes), torch.tensor([0.9, 0.1], dtype=torch.float64))
     torch.testing.assert_close(principal_shares(codes + 7), torch.tensor([0.9, 0.1], dtype=torch.float64))
@@ -120,8 +120,8 @@ def test_noise_in_the_plane_is_as_large_as_what_lies_outside_and_in_the_plane(la
     codes = mean_activation(law_model, other_tokens, hook_point=RESIDUAL)
     plane, centred = principal_directions(codes)[:2], codes[1:] - codes[1:].mean(dim=0)
     outside = (centred - centred @ plane.T @ plane).norm(dim=-1)
-    source = generator("noise in the plane", 0)
-    noise = torch.randn(25, 8, generator=source) @ plane.T @ plane
+    rng = generator("noise in the plane", 0)
+    noise = torch.randn(25, 8, generator=rng) @ plane.T @ plane
     noise = torch.cat([torch.zeros(1, 8), noise * (outside / noise.norm(dim=-1))[:, None]])
     effect = effect_of_noise_in_the_plane(law_model, tokens, other_tokens=other_tokens)
     assert effect.kl == pytest.approx(kl_when(law_model, tokens, RESIDUAL, noise), rel=1e-3)

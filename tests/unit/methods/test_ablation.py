@@ -23,7 +23,7 @@ def random(*shape, seed=0):
 
 
 def test_the_per_position_mean_keeps_position_and_the_global_mean_does_not():
-    """Slip 2: the notebook's "average over the batch" erases content only."""
+    """Slip 2: the notebook's "average over the batch" takes content alone away."""
     by_position = torch.arange(5.0)[None, :, None].expand(3, 5, 2)
     assert torch.equal(per_position_mean(by_position), by_position[:1])
     assert torch.equal(global_mean(by_position), torch.full((1, 1, 2), 2.0))

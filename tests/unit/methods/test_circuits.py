@@ -69,10 +69,10 @@ def test_neurons_are_those_of_the_same_layer_unless_another_is_named(folded):
 
 def test_lines_are_columns_and_drawn_without_repetition(folded):
     circuit = ov_into_neurons(folded, layer=1)
-    neurons, lines = neuron_lines(circuit, source=torch.Generator().manual_seed(3))
+    neurons, lines = neuron_lines(circuit, rng=torch.Generator().manual_seed(3))
     assert len(set(neurons.tolist())) == 5
     assert torch.equal(lines, circuit[..., neurons])
-    again, _ = neuron_lines(circuit, source=torch.Generator().manual_seed(3))
+    again, _ = neuron_lines(circuit, rng=torch.Generator().manual_seed(3))
     assert torch.equal(neurons, again)
 
 

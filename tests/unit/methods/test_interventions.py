@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nopos.errors import AnalysisError
-from nopos.methods.interventions import activation_with, effects, logits_with, loss_with
+from nopos.methods.interventions import activation_with, effects, logits_with
 from nopos.methods.metrics import logit_difference, per_token_kl, readout
 from nopos.model.data import held_out_tokens, mean_loss
 from nopos.model.transformer import NoPosTransformer
@@ -23,11 +23,11 @@ def test_an_activation_replaced_by_itself_changes_no_bit(model, micro):
 
 def test_every_hook_point_reaches_the_output(model, micro):
     tokens = held_out_tokens(micro, 4)
-    source = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     for name in model.hook_dict:
 
         def jolt(activation):
-            return activation * (1 + torch.rand(activation.shape, generator=source))
+            return activation * (1 + torch.rand(activation.shape, generator=rng))
 
         assert not torch.allclose(logits_with(model, tokens, {name: jolt}), model(tokens)), name
 
@@ -35,8 +35,8 @@ def test_every_hook_point_reaches_the_output(model, micro):
 def test_the_model_is_left_as_it_was(model, micro):
     tokens = held_out_tokens(micro, 4)
     before = model(tokens)
-    loss = loss_with(model, tokens, {"hook_embed": torch.zeros_like})
-    assert loss != mean_loss(before, tokens).item()
+    edited = logits_with(model, tokens, {"hook_embed": torch.zeros_like})
+    assert mean_loss(edited, tokens) != mean_loss(before, tokens)
     assert torch.equal(model(tokens), before)
     assert not any(point.has_hooks() for point in model.hook_dict.values())
 

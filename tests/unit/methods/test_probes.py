@@ -14,16 +14,16 @@ from nopos.model.transformer import NoPosTransformer
 
 @given(seed=st.integers(0, 10_000), shift=st.floats(-10, 10))
 def test_what_is_linear_is_read_whole_whatever_its_scale(seed, shift):
-    source = torch.Generator().manual_seed(seed)
-    features, held_out = (torch.randn(40, 3, generator=source, dtype=torch.float64) for _ in range(2))
-    weights = torch.randn(3, generator=source, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(seed)
+    features, held_out = (torch.randn(40, 3, generator=rng, dtype=torch.float64) for _ in range(2))
+    weights = torch.randn(3, generator=rng, dtype=torch.float64)
     assert linear_r2(features, features @ weights + shift, held_out, held_out @ weights + shift) == pytest.approx(1)
 
 
 def test_noise_is_not_read():
-    source = torch.Generator().manual_seed(0)
-    features, held_out = (torch.randn(2000, 3, generator=source) for _ in range(2))
-    labels, held_out_labels = (torch.randn(2000, generator=source) for _ in range(2))
+    rng = torch.Generator().manual_seed(0)
+    features, held_out = (torch.randn(2000, 3, generator=rng) for _ in range(2))
+    labels, held_out_labels = (torch.randn(2000, generator=rng) for _ in range(2))
     assert abs(linear_r2(features, labels, held_out, held_out_labels)) < 0.02
 
 

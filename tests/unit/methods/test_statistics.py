@@ -12,6 +12,7 @@ from nopos.methods.statistics import (
     relative_range,
     share_explained,
     slope,
+    slopes,
 )
 
 
@@ -56,10 +57,10 @@ def test_kendalls_tau_by_hand():
 
 
 @given(st.lists(st.integers(-5, 5), min_size=3, max_size=8, unique=True), st.randoms(use_true_random=False))
-def test_kendalls_tau_is_symmetric_bounded_and_blind_to_scale(values, random_source):
+def test_kendalls_tau_is_symmetric_bounded_and_blind_to_scale(values, rng):
     first = {str(i): float(value) for i, value in enumerate(values)}
     shuffled = list(first.values())
-    random_source.shuffle(shuffled)
+    rng.shuffle(shuffled)
     second = dict(zip(first, shuffled, strict=True))
     tau = kendall_tau(first, second)
     assert -1 <= tau <= 1
@@ -79,6 +80,11 @@ def test_a_slope_by_hand():
     assert slope(torch.tensor([2.0, -1.0]), on=torch.tensor([1.0, 2.0])) == 0
     assert slope(torch.tensor([3.0, 5.0]), on=torch.tensor([1.0, 2.0])) == pytest.approx(13 / 5)
     assert slope(torch.tensor([3.0, 5.0]), on=torch.zeros(2)) == 0
+
+
+def test_slopes_are_those_of_each_row():
+    values, on = torch.tensor([[2.0, 4.0], [3.0, 5.0], [3.0, 5.0]]), torch.tensor([[1.0, 2.0], [1.0, 2.0], [0.0, 0.0]])
+    assert slopes(values, on=on).tolist() == pytest.approx([2, 13 / 5, 0])
 
 
 @given(seed=st.integers(0, 10_000), factor=st.floats(-5, 5))

@@ -26,10 +26,10 @@ def test_the_notebooks_stream_gives_the_printed_batch():
 
 
 def test_the_loss_gives_the_printed_losses_on_the_logits_drawn_after_that_batch():
-    source = torch.Generator().manual_seed(NOTEBOOK_STREAM_SEED)
-    torch.randint(1, 300, (2, 50), generator=source)
+    rng = torch.Generator().manual_seed(NOTEBOOK_STREAM_SEED)
+    torch.randint(1, 300, (2, 50), generator=rng)
     tokens = torch.arange(5)[None, :]
-    logits = torch.randn(1, 5, 10, generator=source)
+    logits = torch.randn(1, 5, 10, generator=rng)
     logits[0, torch.arange(1, 5), torch.arange(4)] = 10.0
     per_token, mean = notebook.example_losses()
     assert [round(value, 4) for value in per_token_loss(logits, tokens)[0].tolist()] == per_token

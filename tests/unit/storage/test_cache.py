@@ -288,7 +288,7 @@ def replace(self, target):
     return result
 pathlib.Path.replace = replace
 recipe = Recipe(name="killed", model=ModelConfig(), train=TrainConfig(steps=6, batch_size=4, stream="own"))
-for step, found in enumerate(cache.load_or_train_each(recipe, range(8), torch.device("cpu"))):
+for number, found in enumerate(cache.load_or_train_each(recipe, range(8), torch.device("cpu"))):
     print(found.seed, found.sha256, flush=True)
 """
 

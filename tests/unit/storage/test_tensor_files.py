@@ -111,7 +111,7 @@ def test_a_damaged_checkpoint_is_one_line_that_names_the_file(weights, damage, m
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_a_folder_and_another_ending_are_told_apart(tmp_path):
+def test_a_missing_file_a_folder_and_another_ending_have_messages_of_their_own(tmp_path):
     for path, message in (
         (tmp_path / "none.safetensors", "no such file"),
         (tmp_path, "is a folder"),

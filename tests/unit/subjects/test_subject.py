@@ -6,7 +6,7 @@ import torch
 from nopos.errors import ClaimError
 from nopos.mechanism.decode import contributions
 from nopos.methods.activations import activation
-from nopos.methods.interventions import loss_with
+from nopos.methods.interventions import logits_with
 from nopos.methods.neurons import mlp_activations
 from nopos.model.data import held_out_tokens, mean_loss
 from nopos.model.hook_points import hook_point
@@ -48,7 +48,7 @@ def test_analyses_are_made_on_the_first_of_them_and_means_are_of_others(model_un
 @pytest.mark.parametrize(
     "name", ["name", "config", "task", "checkpoint", "model", "folded", "tokens", "other_tokens", "loss"]
 )
-def test_nothing_of_a_subject_can_be_exchanged(model_under_test, name):
+def test_nothing_of_a_subject_can_be_replaced(model_under_test, name):
     with pytest.raises(AttributeError):
         setattr(model_under_test, name, getattr(model_under_test, name))
 
@@ -59,7 +59,7 @@ def test_nothing_can_be_put_down_on_a_subject(model_under_test):
 
 
 def test_a_subject_with_other_sequences_gives_other_results(model_under_test):
-    """Tokens that were exchanged once gave the results of those before them."""
+    """Other tokens once gave the results of those before them."""
     few = Subject("few", model_under_test.checkpoint, sequences=8)
     assert torch.equal(few.tokens, model_under_test.tokens[:8])
     assert len(few.other_tokens) == 8
@@ -97,8 +97,8 @@ def test_a_standing_edit_is_part_of_the_subject_and_rebuilt_with_it():
     subject = Subject("silenced", good, interventions={ATTN_OUT: torch.zeros_like})
     loss = subject.loss
     assert loss > 5
-    expected = loss_with(reference().model, subject.tokens, {ATTN_OUT: torch.zeros_like})
-    assert subject.run(loss_on) == pytest.approx(expected)
+    silenced = logits_with(reference().model, subject.tokens, {ATTN_OUT: torch.zeros_like})
+    assert subject.run(loss_on) == pytest.approx(mean_loss(silenced, subject.tokens).item())
     with pytest.raises(ClaimError, match="changed its hooks"), subject.proven_unchanged():
         subject.model.reset_hooks(including_permanent=True)
     assert subject.loss == loss
@@ -188,16 +188,16 @@ def test_a_change_is_found_named_and_mended():
         subject.model.run_with_hooks(subject.tokens[:1], fwd_hooks=[("hook_embed", lambda activation, hook: None)])
 
 
-def test_a_hook_put_in_the_place_of_another_is_found():
+def test_a_hook_that_replaces_another_is_found():
     subject = Subject("silenced", reference().checkpoint, interventions={ATTN_OUT: torch.zeros_like})
 
-    def exchange():
+    def replace_the_hook():
         with subject.proven_unchanged():
             subject.model.reset_hooks(including_permanent=True)
             subject.model.add_perma_hook(ATTN_OUT, lambda activation, hook: activation + 1)
 
     with pytest.raises(ClaimError, match="changed its hooks"):
-        exchange()
+        replace_the_hook()
 
 
 @pytest.mark.parametrize("which", ["model", "folded"])

@@ -9,9 +9,9 @@ WIDTHS = [(8, 20), (20, 8), (8, 8), (1, 1)]
 
 
 def factors(d_in, d_out, dtype, members=2):
-    source = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     shapes = ((members, 11, d_in), (members, d_in, d_out), (members, d_out))
-    return [torch.randn(shape, generator=source, dtype=dtype, requires_grad=True) for shape in shapes]
+    return [torch.randn(shape, generator=rng, dtype=dtype, requires_grad=True) for shape in shapes]
 
 
 def by_autograd(rows, W, b):

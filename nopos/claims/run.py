@@ -14,8 +14,8 @@ from nopos.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Source:
-    """A subject that a run can ask for.
+class SubjectLoader:
+    """A subject that a run can ask for, and how to get it.
 
     A provider that knows of a mistake before any work raises a NoposError from its hook; what `load` raises makes the
     tests of that subject fail.
@@ -28,11 +28,11 @@ class Source:
 
 
 @dataclass
-class Session:
+class Run:
     """What one pytest process knows."""
 
     config: pytest.Config
-    sources: dict[str, Source] = field(default_factory=dict)
+    loaders: dict[str, SubjectLoader] = field(default_factory=dict)
     subjects: dict[str, Subject] = field(default_factory=dict)
     controls: Controls = field(default_factory=Controls)
 
@@ -43,22 +43,22 @@ class Session:
             NoposError: two subjects of one name, or what a provider objects to.
         """
         with _capture_off(self.config):
-            provided: list[Sequence[Source]] = self.config.hook.pytest_nopos_subjects(config=self.config)
-        sources = [source for of_one in provided for source in of_one]
-        require_distinct([source.name for source in sources])
-        self.sources = {source.name: source for source in sources}
+            provided: list[Sequence[SubjectLoader]] = self.config.hook.pytest_nopos_subjects(config=self.config)
+        loaders = [loader for of_one in provided for loader in of_one]
+        require_distinct([loader.name for loader in loaders])
+        self.loaders = {loader.name: loader for loader in loaders}
 
     def subject(self, name: str) -> Subject:
         """Load a subject the first time it is wanted, with its progress bar on the terminal.
 
         Raises:
-            NoposError: what loading objects to, or a model that has another name than its source.
+            NoposError: what loading objects to, or a model that has another name than its loader.
         """
         if name not in self.subjects:
             with _capture_off(self.config):
-                loaded = self.sources[name].load()
+                loaded = self.loaders[name].load()
             if loaded.name != name:
-                raise ConfigError(f"{name}: its source loads a model called {loaded.name!r}; give both one name")
+                raise ConfigError(f"{name}: its loader gives a model called {loaded.name!r}; give both one name")
             self.subjects[name] = loaded
         return self.subjects[name]
 

@@ -9,7 +9,7 @@ from nopos.errors import ConfigError
 from nopos.model import recipes
 from nopos.model.config import ModelConfig
 from nopos.storage import cache
-from nopos.subjects import sources
+from nopos.subjects import loaders
 from nopos.subjects.shipped import checkpoint_path
 
 CPU = torch.device("cpu")
@@ -23,35 +23,35 @@ def quick(monkeypatch, own_cache, tiny_recipe):
 
 
 def test_the_slow_tier_checks_a_model_of_the_notebooks_recipe_and_two_sprints(quick):
-    found = sources.slow_sources(CPU)
-    assert [source.name for source in found] == ["notebook seed 0", "sprint seed 100", "sprint seed 101"]
-    assert all(source.slow for source in found)
-    for source in found:
-        subject = source.load()
-        assert subject.name == source.name
-        assert f"{subject.record()['recipe']} seed {subject.record()['seed']}" == source.name
+    found = loaders.slow_loaders(CPU)
+    assert [loader.name for loader in found] == ["notebook seed 0", "sprint seed 100", "sprint seed 101"]
+    assert all(loader.slow for loader in found)
+    for loader in found:
+        subject = loader.load()
+        assert subject.name == loader.name
+        assert f"{subject.record()['recipe']} seed {subject.record()['seed']}" == loader.name
 
 
 def test_a_named_model_is_trained_once_and_then_found(quick, monkeypatch):
-    first = sources.recipe_subject("sprint", 3, CPU).record()
+    first = loaders.recipe_subject("sprint", 3, CPU).record()
     monkeypatch.setattr(cache.checkpoints, "train_together", None)
-    assert sources.recipe_subject("sprint", 3, CPU).record() == first
+    assert loaders.recipe_subject("sprint", 3, CPU).record() == first
 
 
 def test_files_come_first_and_the_model_of_a_recipe_last(quick):
     file = str(checkpoint_path("reference"))
-    named = sources.named_subjects([file], recipe="sprint", seed=None, device="cpu")
+    named = loaders.named_subjects([file], recipe="sprint", seed=None, device="cpu")
     assert [subject.name for subject in named] == [file, "sprint seed 0"]
 
 
 def test_a_file_named_twice_is_refused_before_it_is_read():
     with pytest.raises(ConfigError, match=r"none.pt: is named twice; name each model once"):
-        list(sources.named_subjects(["none.pt", "none.pt"], recipe=None, seed=None, device=None))
+        list(loaders.named_subjects(["none.pt", "none.pt"], recipe=None, seed=None, device=None))
 
 
 def test_a_seed_without_a_recipe_and_a_device_that_is_none_are_refused():
     with pytest.raises(ConfigError, match="seed is given without a recipe"):
-        sources.require_possible(recipe=None, seed=0, device=None)
+        loaders.require_possible(recipe=None, seed=0, device=None)
     with pytest.raises(ConfigError, match="device is 'tpu'"):
-        sources.require_possible(recipe=None, seed=None, device="tpu")
-    sources.require_possible(recipe="sprint", seed=0, device="cpu")
+        loaders.require_possible(recipe=None, seed=None, device="tpu")
+    loaders.require_possible(recipe="sprint", seed=0, device="cpu")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from nopos.claims.session import Source, require_distinct
+from nopos.claims.run import SubjectLoader, require_distinct
 from nopos.errors import ConfigError
 from nopos.model.recipes import recipe_named
 from nopos.storage import cache, checkpoints
@@ -50,10 +50,10 @@ def named_subjects(
         yield recipe_subject(recipe, seed or 0, checkpoints.device_named(device))
 
 
-def slow_sources(device: torch.device) -> list[Source]:
+def slow_loaders(device: torch.device) -> list[SubjectLoader]:
     """What `pytest -m slow` checks too: models trained on this device, or found in the cache."""
     return [
-        Source(recipe_name(recipe, seed), partial(recipe_subject, recipe, seed, device), slow=True)
+        SubjectLoader(recipe_name(recipe, seed), partial(recipe_subject, recipe, seed, device), slow=True)
         for recipe, seed in SLOW_MODELS
     ]
 
