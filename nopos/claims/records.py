@@ -61,6 +61,12 @@ def planned_record(claim: Claim) -> Record:
     )
 
 
+def failed_record(claim: Record, problem: str) -> Record:
+    """The record of a claim made an error that no verdict tells of: its fixtures failed before it or after it."""
+    reason = problem if claim["verdict"] in ("holds", "not run") else f"{claim['reason']}; {problem}"
+    return claim | {"verdict": "error", "as_expected": False, "reason": reason}
+
+
 def _described(subject: Subject) -> Record:
     said = subject.record()
     return {name: said.get(name) for name in DESCRIBING}

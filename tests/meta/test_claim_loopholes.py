@@ -166,13 +166,14 @@ def test_a_claim_that_no_control_refutes_does_not_pass_through_the_model_of_anot
     assert controls == [("spoilt", "broken"), ("spoilt", "near miss")]
 
 
-def test_two_claims_of_one_name_are_refused(run, pytester):
-    for folder in ("a", "b"):
-        (pytester.path / folder).mkdir()
-        (pytester.path / folder / "test_same.py").write_text(PREAMBLE + GOOD)
+@pytest.mark.parametrize("files", [("a/test_same.py", "b/test_same.py"), ("test_a.py", "test_b.py")])
+def test_two_claims_of_one_name_are_refused(run, pytester, files):
+    for name in files:
+        (pytester.path / name).parent.mkdir(exist_ok=True)
+        (pytester.path / name).write_text(PREAMBLE + GOOD)
     result, _ = run("", "--import-mode=importlib")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*nopos: two claims are called test_same.py::test_the_loss_is_low*"])
+    result.stderr.fnmatch_lines(["*nopos: two claims are called test_the_loss_is_low; rename one (*, *)"])
 
 
 def test_collecting_alone_writes_and_prints_no_ledger(run):

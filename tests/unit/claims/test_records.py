@@ -4,7 +4,7 @@ import json
 
 from nopos.claims.control import Control
 from nopos.claims.outcome import Controls
-from nopos.claims.records import planned_record, records, unloaded_record
+from nopos.claims.records import failed_record, planned_record, records, unloaded_record
 from nopos.claims.verdict import check
 from tests.support.fake_subjects import Fake, claimed, control
 
@@ -87,3 +87,17 @@ def test_a_planned_claim_and_an_unloaded_subject_have_the_same_keys():
     assert planned["reason"].startswith("low: was to run and did not (tests/support/fake_subjects.py:")
     assert list(unloaded_record("m")) == list(entry["subject"])
     assert (unloaded_record("m")["description"], unloaded_record("m")["sha256"]) == ("not loaded", None)
+
+
+def test_a_claim_whose_fixtures_failed_is_an_error_and_keeps_what_was_wrong_with_it_before():
+    (held, _), (refuted, _) = (
+        recorded(claimed(control())),
+        recorded(claimed(control()), Fake("bad", {"loss": 2, "share": 1})),
+    )
+    for claim, reason in (
+        (planned_record(claimed(control())), "setup failed"),
+        (held["claim"], "setup failed"),
+        (refuted["claim"], f"{refuted['claim']['reason']}; setup failed"),
+    ):
+        failed = failed_record(claim, "setup failed")
+        assert (failed["verdict"], failed["as_expected"], failed["reason"]) == ("error", False, reason)
