@@ -90,9 +90,13 @@ def claim(
     Raises:
         ClaimError: the claim breaks a rule that can be seen without running it.
     """
+    given: object = refuted_by
 
     def mark(test: Test) -> Test:
         __tracebackhide__ = True
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            what = f"the control {given.name!r} itself" if isinstance(given, Control) else repr(given)
+            raise ClaimError(f"{test.__name__}: refuted_by is {what}; give a list of controls, such as [UNTRAINED]")
         marked = Claim(
             id=_default_id(test),
             name=test.__name__,

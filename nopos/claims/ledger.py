@@ -31,7 +31,8 @@ class Ledger:
     def add(self, subject: Record, claim: Record) -> None:
         """Take in one claim on one subject. Workers may each evaluate a control; the first record stands.
 
-        Subjects are distinguished by all that their records say, never by name alone: two controls of one name are two.
+        Subjects are distinguished by all that their records say, never by name alone: two controls of one name are two,
+        and have two numbers.
         """
         key = json.dumps(subject, sort_keys=True)
         self._entries.setdefault(key, _Entry(subject)).claims.setdefault(claim["id"], claim)

@@ -86,6 +86,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         if isinstance(item, pytest.Function) and (claim := _claim_of(item)) is not None:
             planned, subject = replace(claim, id=_claim_id(item)), _subject_name(item)
             of_subjects.setdefault(subject, []).append(planned)
+            config.stash[_SESSION].controls.plan(planned)
             entry = {"node": item.nodeid, "subject": subject, "claim": planned_record(planned)}
             config.stash[_PLANNED].append(entry)
     try:

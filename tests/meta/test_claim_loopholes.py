@@ -148,6 +148,30 @@ def test_claims_with_parameters_and_in_classes_keep_their_own_controls_and_recor
     }
 
 
+ALIKE_BUT_FOR_THE_EDIT = (
+    """
+from nopos.subjects.subject import Subject
+
+def edited(by):
+    edits = {"blocks.1.hook_resid_post": lambda value: by * value}
+    build = lambda: Subject("edited", reference().checkpoint, interventions=edits)
+    return Control("edited", "some of it", build, "broken")
+
+"""
+    + GOOD.replace("[UNTRAINED]", "[edited(0.0)]")
+    + GOOD.replace("is_low", "is_low_again").replace("[UNTRAINED]", "[edited(-1.0)]")
+)
+
+
+@pytest.mark.parametrize("options", [(), pytest.param(("-n2",), marks=pytest.mark.slow)], ids=["alone", "xdist"])
+def test_two_controls_of_which_all_that_is_said_is_the_same_are_two_in_the_ledger(run, options):
+    result, ledger = run(ALIKE_BUT_FOR_THE_EDIT, *options)
+    result.assert_outcomes(passed=2)
+    controls = [subject for subject in ledger["subjects"] if subject["role"] == "control"]
+    claims = {one["number"]: [recorded["id"].partition("::")[2] for recorded in one["claims"]] for one in controls}
+    assert claims == {1: ["test_the_loss_is_low"], 2: ["test_the_loss_is_low_again"]}
+
+
 TWO_OF_ONE_NAME = (
     """
 SPOILT = Control("spoilt", "everything", UNTRAINED.build, "broken")
@@ -162,8 +186,9 @@ def test_a_claim_that_no_control_refutes_does_not_pass_through_the_model_of_anot
     result, ledger = run(TWO_OF_ONE_NAME)
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*cannot tell reference from spoilt: 'loss' is false on none of them*"])
-    controls = [(subject["name"], subject["kind"]) for subject in ledger["subjects"] if subject["role"] == "control"]
-    assert controls == [("spoilt", "broken"), ("spoilt", "near miss")]
+    controls = [subject for subject in ledger["subjects"] if subject["role"] == "control"]
+    identified = [[subject[key] for key in ("name", "number", "kind")] for subject in controls]
+    assert identified == [["spoilt", 1, "broken"], ["spoilt", 2, "near miss"]]
 
 
 @pytest.mark.parametrize("files", [("a/test_same.py", "b/test_same.py"), ("test_a.py", "test_b.py")])

@@ -79,6 +79,13 @@ def unmeasured(subject):
         (low, {"source": ""}, "low: has no source; name the notebook step or the paper"),
         (low, {"evidence": "certain"}, "evidence is 'certain'; it must be one of behavioural, correlational, causal"),
         (low, {"refuted_by": []}, "needs refuted_by: name the controls on which the sentence is false"),
+        (
+            low,
+            {"refuted_by": control("a")},
+            "low: refuted_by is the control 'a' itself; give a list of controls, such as",
+        ),
+        (low, {"refuted_by": "a"}, "low: refuted_by is 'a'; give a list of controls, such as [UNTRAINED]"),
+        (low, {"refuted_by": None}, "low: refuted_by is None; give a list of controls"),
         (low, {"refuted_by": ["untrained"]}, "names 'untrained' as a control; give a Control"),
         (low, {"refuted_by": [control("a"), control("a")]}, "names a control twice, or two controls of one name: 'a'"),
         (unmeasured, {}, "must take subject and measure"),

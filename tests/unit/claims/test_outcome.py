@@ -67,6 +67,14 @@ def test_a_claim_has_an_outcome_on_each_of_two_controls_of_one_name():
     assert [controls.outcome(claim, one).verdict for one in (bad, good)] == ["refuted", "holds"]
 
 
+def test_controls_of_one_name_are_numbered_in_the_order_in_which_claims_name_them():
+    first, other, second = control("spoilt"), control("other"), control("spoilt")
+    controls = Controls()
+    controls.plan(claimed(first, other))
+    controls.plan(claimed(other, second))
+    assert [controls.number(one) for one in (second, other, first, control("spoilt"))] == [2, 1, 1, 3]
+
+
 def test_claims_of_other_parameters_are_evaluated_each(counted):
     claim, counting, built, evaluated = counted
     controls = Controls()

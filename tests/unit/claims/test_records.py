@@ -18,7 +18,7 @@ def test_a_verdict_becomes_an_entry_for_the_subject_and_for_each_control():
     claim = claimed(control("bad"), control("worse", "near miss"), requested="a low loss", refutes="it is high")
     subject, bad, worse = recorded(claim)
     assert list(subject["subject"]) == [
-        "name", "role", "kind", "description", "sha256", "config", "recipe", "seed",
+        "name", "role", "kind", "number", "description", "sha256", "config", "recipe", "seed",
     ]  # fmt: skip
     identified = [[entry["subject"][key] for key in ("name", "role", "kind")] for entry in (subject, bad, worse)]
     assert identified == [
@@ -27,6 +27,16 @@ def test_a_verdict_becomes_an_entry_for_the_subject_and_for_each_control():
         ["worse", "control", "near miss"],
     ]
     assert (subject["subject"]["description"], bad["subject"]["description"]) == ("a fake", "bad in all things")
+
+
+def test_two_controls_of_which_all_else_is_the_same_have_two_numbers_whatever_is_evaluated_first():
+    first, second = (claimed(control("spoilt", share=0.9 * number)) for number in (0, 1))
+    for order in ((first, second), (second, first)):
+        controls = Controls()
+        for claim in (first, second):
+            controls.plan(claim)
+        numbers = {claim: records(check(claim, Fake(), controls), Fake(), controls)[1] for claim in order}
+        assert [numbers[claim]["subject"]["number"] for claim in (first, second)] == [1, 2]
 
 
 def test_a_claim_on_its_subject_has_all_that_the_verdict_says():
