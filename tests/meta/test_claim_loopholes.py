@@ -25,14 +25,31 @@ CHEATS = [
         id="a measure of its own",
     ),
     pytest.param(
-        GOOD + '    if subject.name == "untrained":\n        assert measure("again", 1.0) < 0.5\n',
+        GOOD + '    if subject.loss > 1:\n        assert measure("again", 1.0) < 0.5\n',
         "compares other names or bounds on untrained than on reference",
         id="a comparison on the control alone",
     ),
     pytest.param(
-        GOOD + '    assert measure("again", 1.0) < (2.0 if subject.name == "reference" else 0.5)\n',
+        GOOD + '    assert measure("again", 1.0) < subject.loss\n',
         "compares other names or bounds on untrained than on reference",
         id="another bound on the control",
+    ),
+    pytest.param(
+        GOOD.replace("subject.loss", 'len(subject.name) - len("reference")'),
+        "`subject.name` can tell which model it is; a claim is decided by what is measured alone",
+        id="decided by the name",
+    ),
+    pytest.param(
+        GOOD.replace("subject.loss", 'float(subject.record()["recipe"] is None)'),
+        "`subject.record` can tell which model it is",
+        id="decided by the record",
+    ),
+    pytest.param(
+        GOOD.replace("assert", "weights = subject.checkpoint\n    assert").replace(
+            "subject.loss", "float(weights.seed is None)"
+        ),
+        "`weights.seed` can tell which model it is",
+        id="decided by the training",
     ),
     pytest.param(
         GOOD.replace("[UNTRAINED]", '["untrained"]'),
