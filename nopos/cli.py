@@ -86,6 +86,7 @@ def _verify(options: argparse.Namespace) -> int:
     from nopos import verify
 
     if options.list:
+        _require_no_checking(options)
         print("\n".join(verify.list_claims(options.keywords)))
         return OK
     wanted = verify.Wanted(
@@ -98,6 +99,13 @@ def _verify(options: argparse.Namespace) -> int:
         command=options.command,
     )
     return OK if verify.verify(wanted) else UNEXPECTED
+
+
+def _require_no_checking(options: argparse.Namespace) -> None:
+    """Raise ConfigError if an option beside --list says how to check claims, which --list does not do."""
+    for name in ("checkpoint", "recipe", "seed", "json", "device"):
+        if getattr(options, name) not in (None, []):
+            raise ConfigError(f"--{name} is given with --list, which checks no claim; leave out one of the two")
 
 
 def _train(options: argparse.Namespace) -> int:

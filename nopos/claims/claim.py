@@ -7,7 +7,7 @@ rules without running it is seen here, when the test is defined (`rules`); the r
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -90,9 +90,13 @@ def claim(
     Raises:
         ClaimError: the claim breaks a rule that can be seen without running it.
     """
+    given: object = refuted_by
 
     def mark(test: Test) -> Test:
         __tracebackhide__ = True
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            what = f"the control {given.name!r} itself" if isinstance(given, Control) else repr(given)
+            raise ClaimError(f"{test.__name__}: refuted_by is {what}; give a list of controls, such as [UNTRAINED]")
         marked = Claim(
             id=_default_id(test),
             name=test.__name__,
@@ -117,6 +121,19 @@ def claim_of(test: object) -> Claim | None:
     """The claim that `@claim` made of a test, if it was marked."""
     found: Claim | None = getattr(test, _ATTRIBUTE, None)
     return found
+
+
+def require_distinct(claims: Iterable[Claim]) -> None:
+    """Raise ClaimError if two claims on one subject have one name, class and parameters included, in whatever files.
+
+    Messages and tables say the sentence that the name is, without the file.
+    """
+    first: dict[str, Claim] = {}
+    for one in claims:
+        name = one.id.partition("::")[2]
+        if name in first:
+            raise ClaimError(f"two claims are called {name}; rename one ({first[name].where}, {one.where})")
+        first[name] = one
 
 
 def sentence(claim_id: str) -> str:

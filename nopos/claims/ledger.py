@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
-from nopos.claims.records import Record, unloaded_record
+from nopos.claims.records import Record, failed_record, unloaded_record
 from nopos.environment import environment
 
 SCHEMA = 2
@@ -31,7 +31,8 @@ class Ledger:
     def add(self, subject: Record, claim: Record) -> None:
         """Take in one claim on one subject. Workers may each evaluate a control; the first record stands.
 
-        Subjects are distinguished by all that their records say, never by name alone: two controls of one name are two.
+        Subjects are distinguished by all that their records say, never by name alone: two controls of one name are two,
+        and have two numbers.
         """
         key = json.dumps(subject, sort_keys=True)
         self._entries.setdefault(key, _Entry(subject)).claims.setdefault(claim["id"], claim)
@@ -41,13 +42,11 @@ class Ledger:
         self._planned.setdefault(subject, {}).setdefault(claim["id"], claim)
 
     def fail(self, subject: str, claim_id: str, problem: str) -> None:
-        """Turn a planned claim into an error that no verdict tells of: its fixtures failed before or after it."""
+        """Take in that the fixtures of a planned claim failed, before its verdict or after it."""
         planned = self._planned[subject]
         under_test = [entry.claims for entry in self._entries.values() if _is_under_test(entry.subject, subject)]
         for claims in [planned, *(known for known in under_test if claim_id in known)]:
-            claim = claims[claim_id]
-            reason = problem if claim["verdict"] in ("holds", "not run") else f"{claim['reason']}; {problem}"
-            claims[claim_id] = claim | {"verdict": "error", "as_expected": False, "reason": reason}
+            claims[claim_id] = failed_record(claims[claim_id], problem)
 
     def __bool__(self) -> bool:
         return bool(self._entries or self._planned)

@@ -83,6 +83,7 @@ class Controls:
         self._subjects: dict[Control, Subject] = {}
         self._outcomes: dict[tuple[Control, str, object], Outcome] = {}
         self._solves: dict[Control, bool] = {}
+        self._of_name: dict[str, list[Control]] = {}
 
     def subject(self, control: Control) -> Subject:
         """The control's model, built the first time it is wanted."""
@@ -92,6 +93,21 @@ class Controls:
                 raise ClaimError(f"control {control.name} builds {built!r}; it must build a subject")
             self._subjects[control] = built
         return self._subjects[control]
+
+    def number(self, control: Control) -> int:
+        """Which of the controls of its name it is, from 1, in the order in which this was asked or claims were planned.
+
+        All that their records say can be the same of two controls: one checkpoint, edited in two ways.
+        """
+        of_name = self._of_name.setdefault(control.name, [])
+        if control not in of_name:
+            of_name.append(control)
+        return of_name.index(control) + 1
+
+    def plan(self, claim: Claim) -> None:
+        """Number the controls of a claim that is to run: processes that plan the same claims number them alike."""
+        for control in claim.refuted_by:
+            self.number(control)
 
     def built(self, control: Control) -> Subject | None:
         """The control's model if it has been built; None if it has not, or cannot be."""

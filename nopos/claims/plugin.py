@@ -15,7 +15,7 @@ from typing import no_type_check
 import pytest
 
 from nopos.claims import hooks
-from nopos.claims.claim import Claim, claim_of
+from nopos.claims.claim import Claim, claim_of, require_distinct
 from nopos.claims.control import Subject
 from nopos.claims.keeper import PROPERTY, LedgerKeeper, require_ledger_place
 from nopos.claims.records import Record, planned_record, records
@@ -78,18 +78,22 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Remember which claims are to run, so that those that then do not are not taken for some that hold."""
-    config, seen = session.config, set()
+    config = session.config
     if config.option.collectonly:
         return
+    of_subjects: dict[str, list[Claim]] = {}
     for item in session.items:
         if isinstance(item, pytest.Function) and (claim := _claim_of(item)) is not None:
-            planned = replace(claim, id=_claim_id(item))
-            subject = _subject_name(item)
-            if (subject, planned.id) in seen:
-                raise pytest.UsageError(f"nopos: two claims are called {planned.id}; rename one or its file")
-            seen.add((subject, planned.id))
+            planned, subject = replace(claim, id=_claim_id(item)), _subject_name(item)
+            of_subjects.setdefault(subject, []).append(planned)
+            config.stash[_RUN].controls.plan(planned)
             entry = {"node": item.nodeid, "subject": subject, "claim": planned_record(planned)}
             config.stash[_PLANNED].append(entry)
+    try:
+        for claims in of_subjects.values():
+            require_distinct(claims)
+    except ClaimError as error:
+        raise pytest.UsageError(f"nopos: {error}") from None
 
 
 @pytest.fixture(scope="session")

@@ -27,25 +27,26 @@ def records(verdict: Verdict, subject: Subject, controls: Controls) -> list[Reco
     entries = [{"subject": subject_record(subject), "claim": _on_subject(verdict)}]
     for control, outcome in verdict.controls:
         if (model := controls.built(control)) is not None:
-            entries.append({"subject": control_record(control, model), "claim": _on_control(verdict.claim, outcome)})
+            described = control_record(control, model, controls.number(control))
+            entries.append({"subject": described, "claim": _on_control(verdict.claim, outcome)})
     return entries
 
 
 def subject_record(subject: Subject) -> Record:
     """What identifies a subject under test."""
-    return {"name": subject.name, "role": "subject", "kind": None} | _described(subject)
+    return {"name": subject.name, "role": "subject", "kind": None, "number": None} | _described(subject)
 
 
-def control_record(control: Control, subject: Subject) -> Record:
-    """What identifies a control; its phrase is the one that says what it lacks."""
+def control_record(control: Control, subject: Subject, number: int) -> Record:
+    """What identifies a control: its number tells it from others of its name, its phrase says what it lacks."""
     described = _described(subject) | {"description": control.lacks}
-    return {"name": control.name, "role": "control", "kind": control.kind} | described
+    return {"name": control.name, "role": "control", "kind": control.kind, "number": number} | described
 
 
 def unloaded_record(name: str) -> Record:
     """What is known of a subject that was never loaded."""
     nothing = dict.fromkeys(DESCRIBING) | {"description": "not loaded"}
-    return {"name": name, "role": "subject", "kind": None} | nothing
+    return {"name": name, "role": "subject", "kind": None, "number": None} | nothing
 
 
 def planned_record(claim: Claim) -> Record:
@@ -59,6 +60,12 @@ def planned_record(claim: Claim) -> Record:
         measurements=[],
         controls=[],
     )
+
+
+def failed_record(claim: Record, problem: str) -> Record:
+    """The record of a claim made an error that no verdict tells of: its fixtures failed before it or after it."""
+    reason = problem if claim["verdict"] in ("holds", "not run") else f"{claim['reason']}; {problem}"
+    return claim | {"verdict": "error", "as_expected": False, "reason": reason}
 
 
 def _described(subject: Subject) -> Record:

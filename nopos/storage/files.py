@@ -43,6 +43,8 @@ def require_writable(folder: Path) -> None:
 def require_place(path: Path, *, what: str, holding: set[str]) -> None:
     """Raise StorageError unless a JSON file can be written there, over nothing but another of its kind.
 
+    The folder must be there: a name with a typing error in it must not make one.
+
     Args:
         path: the file to be written later: ask before the long work.
         what: the kind, for the message.
@@ -50,6 +52,8 @@ def require_place(path: Path, *, what: str, holding: set[str]) -> None:
     """
     if path.is_dir() or not path.name:
         raise StorageError(f"{path}: is a folder; give the name of a file for the {what}")
+    if not path.parent.exists():
+        raise StorageError(f"{path.parent}: no such folder; make it first, or give another place for the {what}")
     require_writable(path.absolute().parent)
     if path.exists():
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from nopos.claims.run import SubjectLoader, require_distinct
+from nopos.claims.run import SubjectLoader
 from nopos.errors import ConfigError
 from nopos.model.recipes import recipe_named
 from nopos.storage import cache, checkpoints
@@ -43,11 +43,22 @@ def named_subjects(
         NoposError: a file is named twice or is no checkpoint of this shape, there is no such recipe or seed, or
             training went wrong.
     """
-    require_distinct(files)
+    _require_distinct_files(files)
     for name in files:
         yield Subject(name, checkpoints.load(Path(name)))
     if recipe is not None:
         yield recipe_subject(recipe, seed or 0, checkpoints.device_named(device))
+
+
+def _require_distinct_files(files: Sequence[str]) -> None:
+    """Raise ConfigError if a file is named twice, be it in two ways."""
+    first: dict[Path, str] = {}
+    for name in files:
+        file = Path(name).resolve()
+        if file in first:
+            also = f", also as {first[file]}" if first[file] != name else ""
+            raise ConfigError(f"{name}: is named twice{also}; name each model once")
+        first[file] = name
 
 
 def slow_loaders(device: torch.device) -> list[SubjectLoader]:

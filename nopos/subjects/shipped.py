@@ -6,7 +6,7 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 
-from nopos.claims.claim import Claim, claim_of
+from nopos.claims.claim import Claim, claim_of, require_distinct
 from nopos.errors import ClaimError
 
 _PACKAGE = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ def claims_in(folder: Path) -> tuple[Claim, ...]:
     Raises:
         ClaimError: a test among them is no claim, or two have one name.
     """
-    claims: dict[str, Claim] = {}
+    claims: list[Claim] = []
     for path in sorted(folder.glob("test_*.py")):
         specification = importlib.util.spec_from_file_location(path.stem, path)
         if specification is None or specification.loader is None:
@@ -52,7 +52,6 @@ def claims_in(folder: Path) -> tuple[Claim, ...]:
                 claim = claim_of(test)
                 if claim is None:
                     raise ClaimError(f"{path}: {name} is no claim; mark it with @claim")
-                if name in claims:
-                    raise ClaimError(f"{path}: {name} is the name of two claims; rename one")
-                claims[name] = claim
-    return tuple(claims.values())
+                claims.append(claim)
+    require_distinct(claims)
+    return tuple(claims)

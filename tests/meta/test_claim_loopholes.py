@@ -25,14 +25,31 @@ CHEATS = [
         id="a measure of its own",
     ),
     pytest.param(
-        GOOD + '    if subject.name == "untrained":\n        assert measure("again", 1.0) < 0.5\n',
+        GOOD + '    if subject.loss > 1:\n        assert measure("again", 1.0) < 0.5\n',
         "compares other names or bounds on untrained than on reference",
         id="a comparison on the control alone",
     ),
     pytest.param(
-        GOOD + '    assert measure("again", 1.0) < (2.0 if subject.name == "reference" else 0.5)\n',
+        GOOD + '    assert measure("again", 1.0) < subject.loss\n',
         "compares other names or bounds on untrained than on reference",
         id="another bound on the control",
+    ),
+    pytest.param(
+        GOOD.replace("subject.loss", 'len(subject.name) - len("reference")'),
+        "`subject.name` can tell which model it is; a claim is decided by what is measured alone",
+        id="decided by the name",
+    ),
+    pytest.param(
+        GOOD.replace("subject.loss", 'float(subject.record()["recipe"] is None)'),
+        "`subject.record` can tell which model it is",
+        id="decided by the record",
+    ),
+    pytest.param(
+        GOOD.replace("assert", "weights = subject.checkpoint\n    assert").replace(
+            "subject.loss", "float(weights.seed is None)"
+        ),
+        "`weights.seed` can tell which model it is",
+        id="decided by the training",
     ),
     pytest.param(
         GOOD.replace("[UNTRAINED]", '["untrained"]'),
@@ -148,6 +165,30 @@ def test_claims_with_parameters_and_in_classes_keep_their_own_controls_and_recor
     }
 
 
+ALIKE_BUT_FOR_THE_EDIT = (
+    """
+from nopos.subjects.subject import Subject
+
+def edited(by):
+    edits = {"blocks.1.hook_resid_post": lambda value: by * value}
+    build = lambda: Subject("edited", reference().checkpoint, interventions=edits)
+    return Control("edited", "some of it", build, "broken")
+
+"""
+    + GOOD.replace("[UNTRAINED]", "[edited(0.0)]")
+    + GOOD.replace("is_low", "is_low_again").replace("[UNTRAINED]", "[edited(-1.0)]")
+)
+
+
+@pytest.mark.parametrize("options", [(), pytest.param(("-n2",), marks=pytest.mark.slow)], ids=["alone", "xdist"])
+def test_two_controls_whose_records_are_alike_but_for_their_number_are_two_in_the_ledger(run, options):
+    result, ledger = run(ALIKE_BUT_FOR_THE_EDIT, *options)
+    result.assert_outcomes(passed=2)
+    controls = [subject for subject in ledger["subjects"] if subject["role"] == "control"]
+    claims = {one["number"]: [recorded["id"].partition("::")[2] for recorded in one["claims"]] for one in controls}
+    assert claims == {1: ["test_the_loss_is_low"], 2: ["test_the_loss_is_low_again"]}
+
+
 TWO_OF_ONE_NAME = (
     """
 SPOILT = Control("spoilt", "everything", UNTRAINED.build, "broken")
@@ -162,17 +203,19 @@ def test_a_claim_that_no_control_refutes_does_not_pass_through_the_model_of_anot
     result, ledger = run(TWO_OF_ONE_NAME)
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*cannot tell reference from spoilt: 'loss' is false on none of them*"])
-    controls = [(subject["name"], subject["kind"]) for subject in ledger["subjects"] if subject["role"] == "control"]
-    assert controls == [("spoilt", "broken"), ("spoilt", "near miss")]
+    controls = [subject for subject in ledger["subjects"] if subject["role"] == "control"]
+    identified = [[subject[key] for key in ("name", "number", "kind")] for subject in controls]
+    assert identified == [["spoilt", 1, "broken"], ["spoilt", 2, "near miss"]]
 
 
-def test_two_claims_of_one_name_are_refused(run, pytester):
-    for folder in ("a", "b"):
-        (pytester.path / folder).mkdir()
-        (pytester.path / folder / "test_same.py").write_text(PREAMBLE + GOOD)
+@pytest.mark.parametrize("files", [("a/test_same.py", "b/test_same.py"), ("test_a.py", "test_b.py")])
+def test_two_claims_of_one_name_are_refused(run, pytester, files):
+    for name in files:
+        (pytester.path / name).parent.mkdir(exist_ok=True)
+        (pytester.path / name).write_text(PREAMBLE + GOOD)
     result, _ = run("", "--import-mode=importlib")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*nopos: two claims are called test_same.py::test_the_loss_is_low*"])
+    result.stderr.fnmatch_lines(["*nopos: two claims are called test_the_loss_is_low; rename one (*, *)"])
 
 
 def test_collecting_alone_writes_and_prints_no_ledger(run):

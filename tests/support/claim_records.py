@@ -51,6 +51,7 @@ def known(name: str, role: str = "subject", **changes: Any) -> dict[str, Any]:
         "name": name,
         "role": role,
         "kind": None if role == "subject" else "near miss",
+        "number": None if role == "subject" else 1,
         "description": "d",
         "sha256": "ab" * 32,
         "config": {},

@@ -54,10 +54,10 @@ def complaint(output):
 
 
 def test_verify_ends_with_0_when_every_claim_holds_and_writes_the_ledger(one_claim, nopos, tmp_path):
-    code, out, _ = nopos("verify", "--json", tmp_path / "new" / "ledger.json")
+    code, out, _ = nopos("verify", "--json", tmp_path / "ledger.json")
     assert code == 0
     assert "1 of 1 claims came out as expected" in out
-    content = json.loads((tmp_path / "new" / "ledger.json").read_text())
+    content = json.loads((tmp_path / "ledger.json").read_text())
     assert [subject["name"] for subject in content["subjects"]] == ["reference", "untrained"]
     assert content["subjects"][0]["sha256"] == sha256(checkpoint_path("reference").read_bytes()).hexdigest()
 
@@ -241,10 +241,41 @@ def test_a_damaged_cache_entry_is_one_line_and_the_run_goes_on(own_cache, one_cl
     assert "it was set aside, and the model trained again" in complaint(output)
 
 
-def test_a_model_named_twice_is_one_line(nopos):
-    output = nopos("verify", "--checkpoint", checkpoint_path("reference"), "--checkpoint", checkpoint_path("reference"))
+@pytest.mark.parametrize(
+    ("again", "message"),
+    [
+        ("a.safetensors", "nopos: a.safetensors: is named twice; name each model once"),
+        ("./a.safetensors", "nopos: ./a.safetensors: is named twice, also as a.safetensors; name each model once"),
+        ("link.safetensors", "nopos: link.safetensors: is named twice, also as a.safetensors; name each model once"),
+    ],
+)
+def test_a_model_named_twice_is_one_line(nopos, no_work, tmp_path, monkeypatch, again, message):
+    monkeypatch.chdir(tmp_path)
+    checkpoints.save(checkpoints.load(checkpoint_path("reference")), tmp_path / "a.safetensors")
+    (tmp_path / "link.safetensors").symlink_to("a.safetensors")
+    output = nopos("verify", "--checkpoint", "a.safetensors", "--checkpoint", again)
     assert output[0] == 2
-    assert "is named twice" in complaint(output)
+    assert complaint(output) == message
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--json", "l.json"), ("--checkpoint", "a.pt"), ("--recipe", "sprint"), ("--seed", "0"), ("--device", "cpu")],
+    ids=lambda option: option[0],
+)
+def test_an_option_that_list_has_no_use_for_is_one_line(nopos, no_work, option):
+    output = nopos("verify", "--list", *option)
+    assert output[0] == 2
+    assert f"{option[0]} is given with --list, which checks no claim; leave out one of the two" in complaint(output)
+
+
+def test_a_ledger_in_a_folder_that_is_not_there_is_one_line_and_makes_none(nopos, no_work, tmp_path):
+    output = nopos("verify", "--json", tmp_path / "new" / "ledger.json")
+    assert output[0] == 2
+    assert complaint(output) == (
+        f"nopos: {tmp_path / 'new'}: no such folder; make it first, or give another place for the ledger"
+    )
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_checkpoint_of_another_shape_is_one_line(nopos, tmp_path, micro):
@@ -263,7 +294,7 @@ def no_work(monkeypatch):
 
 def test_places_that_cannot_be_written_are_one_line_before_any_work(nopos, in_the_way, no_work, monkeypatch):
     for arguments in (
-        ["verify", "--json", in_the_way / "l.json"],
+        ["verify", "--json", in_the_way.parent / "l.json"],
         ["train", "--recipe", "sprint", "--out", in_the_way],
     ):
         output = nopos(*arguments)

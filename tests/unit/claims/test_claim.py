@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from nopos.claims.claim import claim, claim_of, sentence
+from nopos.claims.claim import claim, claim_of, require_distinct, sentence
 from nopos.errors import ClaimError
 from tests.support.fake_subjects import claimed, control, low
 
@@ -50,6 +50,14 @@ def test_the_name_of_a_claim_is_its_sentence_and_weights_keep_their_names():
     assert sentence("3_ablation") == "3 ablation"
 
 
+def test_two_claims_of_one_name_are_refused_in_whatever_files_and_parameters_and_classes_make_two_names():
+    first = claimed(control())
+    ids = ["a.py::test_it", "a.py::test_it[bound=1]", "a.py::TestIt::test_it", "a.py::test_other"]
+    require_distinct([replace(first, id=one) for one in ids])
+    with pytest.raises(ClaimError, match=r"^two claims are called test_it; rename one \(.*py:\d+, .*py:\d+\)$"):
+        require_distinct([first, *(replace(first, id=f"{file}.py::test_it") for file in "ab")])
+
+
 def test_an_unmarked_test_has_no_claim():
     assert claim_of(test_an_unmarked_test_has_no_claim) is None
 
@@ -71,6 +79,13 @@ def unmeasured(subject):
         (low, {"source": ""}, "low: has no source; name the notebook step or the paper"),
         (low, {"evidence": "certain"}, "evidence is 'certain'; it must be one of behavioural, correlational, causal"),
         (low, {"refuted_by": []}, "needs refuted_by: name the controls on which the sentence is false"),
+        (
+            low,
+            {"refuted_by": control("a")},
+            "low: refuted_by is the control 'a' itself; give a list of controls, such as",
+        ),
+        (low, {"refuted_by": "a"}, "low: refuted_by is 'a'; give a list of controls, such as [UNTRAINED]"),
+        (low, {"refuted_by": None}, "low: refuted_by is None; give a list of controls"),
         (low, {"refuted_by": ["untrained"]}, "names 'untrained' as a control; give a Control"),
         (low, {"refuted_by": [control("a"), control("a")]}, "names a control twice, or two controls of one name: 'a'"),
         (unmeasured, {}, "must take subject and measure"),

@@ -30,7 +30,9 @@ def test_the_first_record_of_a_claim_on_a_control_stands():
     assert ledger.subjects()[0]["claims"][0]["verdict"] == "refuted"
 
 
-@pytest.mark.parametrize("differs", [{"sha256": "cd" * 32}, {"kind": "broken"}, {"description": "another"}])
+@pytest.mark.parametrize(
+    "differs", [{"number": 2}, {"sha256": "cd" * 32}, {"kind": "broken"}, {"description": "another"}]
+)
 def test_two_different_controls_of_one_name_both_appear(differs):
     ledger = Ledger()
     ledger.add(known("c", "control"), recorded("f::test_1", "refuted"))

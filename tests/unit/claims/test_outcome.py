@@ -45,7 +45,7 @@ def counted():
 
     def counts(subject, measure):
         """It counts."""
-        evaluated.append(subject.name)
+        evaluated.append(subject)
         assert measure("loss", subject["loss"]) < 1.0
 
     counting = Control("counted", "nothing", build, "broken")
@@ -58,7 +58,7 @@ def test_a_control_is_built_once_and_a_claim_evaluated_once_on_it(counted):
     bound = replace(claim, body=partial(claim.body))  # as the plugin binds it, anew for every subject
     outcomes = [controls.outcome(one, counting) for one in (claim, claim, bound)]
     assert outcomes[0] is outcomes[1] is outcomes[2]
-    assert (len(built), evaluated) == (1, ["counted"])
+    assert (len(built), [subject.name for subject in evaluated]) == (1, ["counted"])
 
 
 def test_a_claim_has_an_outcome_on_each_of_two_controls_of_one_name():
@@ -67,12 +67,20 @@ def test_a_claim_has_an_outcome_on_each_of_two_controls_of_one_name():
     assert [controls.outcome(claim, one).verdict for one in (bad, good)] == ["refuted", "holds"]
 
 
+def test_controls_of_one_name_are_numbered_in_the_order_in_which_claims_name_them():
+    first, other, second = control("spoilt"), control("other"), control("spoilt")
+    controls = Controls()
+    controls.plan(claimed(first, other))
+    controls.plan(claimed(other, second))
+    assert [controls.number(one) for one in (second, other, first, control("spoilt"))] == [2, 1, 1, 3]
+
+
 def test_claims_of_other_parameters_are_evaluated_each(counted):
     claim, counting, built, evaluated = counted
     controls = Controls()
     for parameter in (1, 2):
         controls.outcome(replace(claim, id=f"{claim.id}[{parameter}]"), counting)
-    assert (len(built), evaluated) == (1, ["counted", "counted"])
+    assert (len(built), [subject.name for subject in evaluated]) == (1, ["counted", "counted"])
 
 
 def test_a_claim_that_is_defined_anew_is_evaluated_anew():

@@ -4,7 +4,7 @@ import json
 
 from nopos.claims.control import Control
 from nopos.claims.outcome import Controls
-from nopos.claims.records import planned_record, records, unloaded_record
+from nopos.claims.records import failed_record, planned_record, records, unloaded_record
 from nopos.claims.verdict import check
 from tests.support.fake_subjects import Fake, claimed, control
 
@@ -18,7 +18,7 @@ def test_a_verdict_becomes_an_entry_for_the_subject_and_for_each_control():
     claim = claimed(control("bad"), control("worse", "near miss"), requested="a low loss", refutes="it is high")
     subject, bad, worse = recorded(claim)
     assert list(subject["subject"]) == [
-        "name", "role", "kind", "description", "sha256", "config", "recipe", "seed",
+        "name", "role", "kind", "number", "description", "sha256", "config", "recipe", "seed",
     ]  # fmt: skip
     identified = [[entry["subject"][key] for key in ("name", "role", "kind")] for entry in (subject, bad, worse)]
     assert identified == [
@@ -27,6 +27,16 @@ def test_a_verdict_becomes_an_entry_for_the_subject_and_for_each_control():
         ["worse", "control", "near miss"],
     ]
     assert (subject["subject"]["description"], bad["subject"]["description"]) == ("a fake", "bad in all things")
+
+
+def test_two_controls_of_which_all_else_is_the_same_have_two_numbers_whatever_is_evaluated_first():
+    first, second = (claimed(control("spoilt", share=0.9 * number)) for number in (0, 1))
+    for order in ((first, second), (second, first)):
+        controls = Controls()
+        for claim in (first, second):
+            controls.plan(claim)
+        numbers = {claim: records(check(claim, Fake(), controls), Fake(), controls)[1] for claim in order}
+        assert [numbers[claim]["subject"]["number"] for claim in (first, second)] == [1, 2]
 
 
 def test_a_claim_on_its_subject_has_all_that_the_verdict_says():
@@ -87,3 +97,17 @@ def test_a_planned_claim_and_an_unloaded_subject_have_the_same_keys():
     assert planned["reason"].startswith("low: was to run and did not (tests/support/fake_subjects.py:")
     assert list(unloaded_record("m")) == list(entry["subject"])
     assert (unloaded_record("m")["description"], unloaded_record("m")["sha256"]) == ("not loaded", None)
+
+
+def test_a_claim_whose_fixtures_failed_is_an_error_and_keeps_what_was_wrong_with_it_before():
+    (held, _), (refuted, _) = (
+        recorded(claimed(control())),
+        recorded(claimed(control()), Fake("bad", {"loss": 2, "share": 1})),
+    )
+    for claim, reason in (
+        (planned_record(claimed(control())), "setup failed"),
+        (held["claim"], "setup failed"),
+        (refuted["claim"], f"{refuted['claim']['reason']}; setup failed"),
+    ):
+        failed = failed_record(claim, "setup failed")
+        assert (failed["verdict"], failed["as_expected"], failed["reason"]) == ("error", False, reason)

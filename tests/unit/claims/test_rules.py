@@ -5,14 +5,17 @@ from __future__ import annotations
 import pytest
 
 from nopos.claims.rules import body_problems
+from nopos.errors import ClaimError
 
 HIDES = "is a second free number that hides in a measurement; measure the ratio, or both quantities"
+IN_THE_BOUND = "is a free number in a bound that is measured; measure the ratio, and compare it with the number"
 
 
 def problems(tmp_path, lines, given="subject, measure"):
-    """What is wrong with a body of these lines."""
+    """What is wrong with a body of these lines, in a file with constants and functions."""
     path = tmp_path / "test_body.py"
-    path.write_text(f"def test_it({given}):\n    '''It is.'''\n" + "".join(f"    {line}\n" for line in lines))
+    body = f"def test_it({given}):\n    '''It is.'''\n" + "".join(f"    {line}\n" for line in lines)
+    path.write_text(HEAD + body + TAIL)
     scope = {}
     exec(compile(path.read_text(), str(path), "exec"), scope)
     return body_problems(scope["test_it"])
@@ -26,13 +29,64 @@ FINE = [
     ['assert measure("a", subject.at(5, factor=0.5)) < 0.7'],
     ['assert measure("a", subject.a[2:5][i + 2] / max(subject.b, eps)) < 0.7'],
     ['assert measure("a", sum(subject.at(i) for i in range(2 + n))) < 0.7'],
-    ['assert measure("a", (subject.a > 0.5).mean()) < 0.7'],
     ["unused = 0.7 * subject.a", 'assert measure("a", subject.a) < 0.7'],
-    ["limit = 2 * subject.b", 'assert measure("a", subject.a) < limit'],
     ['assert measure("a", subject.a * True) < 0.7'],
     ["for factor in (2.0, 0.5):", '    assert measure(f"a {factor}", subject.at(factor)) < 0.7'],
     ["for offset in (1, 2):", '    assert measure(f"a {2 * offset}", subject.at(offset)) < 0.7'],
+    ['assert measure("a", subject.a / torch.arange(2, 5)) < 0.7'],
+    ['assert measure("a", subject.a.sum(dim=2).topk(k=3).diagonal(offset=2)) < 0.7'],
+    ['assert measure("a", (subject.a > 0).mean() if subject.a > subject.b else 0) < 0.7'],
+    ['assert measure("a", subject.run(analysis, stride=2 * 3)) < 0.7'],
+    ["one, two = (subject.run(analysis, count=count) for count in (16, 192))", 'assert measure("a", one - two) < 0.7'],
+    ["def at(count):", "    return subject.run(analysis, count=count)", 'assert measure("a", at(16)) < 0.7'],
+    ['assert measure("a", largest(subject, 3)) < 0.7'],
+    ['assert measure("a", relative_range(subject.a, few=3)) < 0.7'],
+    ['assert measure("a", subject.a) < 2 * LIMIT'],
+    ['assert measure("a", subject.a) < subject.b'],
+    ["sizes = subject.config", 'assert measure("a", subject.a) < floor(2 * sizes.n_ctx)'],
+    ["if subject.config.n_layers != 2:", "    raise ValueError", 'assert measure("a", subject.a) < 0.7'],
 ]
+
+HEAD = """
+import math
+import torch
+from nopos.methods.statistics import relative_range
+from nopos.subjects import subject as elsewhere
+from nopos.subjects.subject import SOLVED
+
+LIMIT = 0.3
+HALF = 0.5
+WEIGHTS = (0.25, 1)
+
+def largest(subject, layer):
+    return max(subject.run(analysis, layer=layer).values())
+
+def less(a, b, *, by=1):
+    return a - by * b
+
+def quartered(a, by=0.25):
+    return by * a
+
+def total(*all):
+    return sum(all)
+
+def halved(a):
+    half = LATE * a
+    return half
+
+def named(model):
+    return len(model.name)
+
+def floored(a):
+    if a > 0.3:
+        return a
+    return 0
+
+"""
+AFTER_HEAD = HEAD.count("\n")
+TAIL = """
+LATE = 0.5
+"""
 
 HIDDEN = [
     (['assert measure("a", subject.a - 0.7 * subject.b) < 0'], "0.7 in `0.7 * subject.b`"),
@@ -40,6 +94,7 @@ HIDDEN = [
     (['assert measure("a", value=subject.a - 3) < 0'], "3 in `subject.a - 3`"),
     (['assert measure("a", subject.a + -0.5) < 0'], "-0.5 in `subject.a + -0.5`"),
     (['assert measure("a", subject.a ** 2) < 1'], "2 in `subject.a ** 2`"),
+    (['assert measure("a", subject.a % 0.5) < 1'], "0.5 in `subject.a % 0.5`"),
     (['assert measure("a", max(subject.a, 1.5 * subject.b)) < 1'], "1.5 in `1.5 * subject.b`"),
     (["less = subject.a - 1.5 * subject.b", 'assert measure("a", less) < 0'], "1.5 in `1.5 * subject.b`"),
     (
@@ -48,13 +103,66 @@ HIDDEN = [
     ),
     (["factor = 0.7", 'assert measure("a", subject.a - factor * subject.b) < 0'], "factor in `factor * subject.b`"),
     (["one, factor = 1, 0.7", 'assert measure("a", factor * subject.b) < 0'], "factor in `factor * subject.b`"),
-    (["less = subject.a", "less -= 0.7", 'assert measure("a", less) < 0'], "0.7 in `less -= 0.7`"),
+    (["total = subject.a", "total -= 0.7", 'assert measure("a", total) < 0'], "0.7 in `total -= 0.7`"),
+    (["total = subject.a", "total.mul_(0.7)", 'assert measure("a", total) < 0'], "0.7 in `total.mul_(0.7)`"),
+    (["by = {}", "by[3] = 0.7 * subject.a", 'assert measure("a", by[3]) < 0'], "0.7 in `0.7 * subject.a`"),
     (
-        ["def less():", "    return subject.a - 0.7 * subject.b", 'assert measure("a", less()) < 0'],
+        ["def inner():", "    return subject.a - 0.7 * subject.b", 'assert measure("a", inner()) < 0'],
         "0.7 in `0.7 * subject.b`",
     ),
-    (["for less in (subject.a - 0.7,):", '    assert measure("a", less) < 0'], "0.7 in `subject.a - 0.7`"),
-    (['assert measure("a", max(less - 0.7 for less in subject.all)) < 0'], "0.7 in `less - 0.7`"),
+    (["for one in (subject.a - 0.7,):", '    assert measure("a", one) < 0'], "0.7 in `subject.a - 0.7`"),
+    (['assert measure("a", max(one - 0.7 for one in subject.all)) < 0'], "0.7 in `one - 0.7`"),
+    (['assert measure("a", sum(one for one in subject.all if one > 0.3)) < 0'], "0.3 in `one > 0.3`"),
+    (["one: float = subject.a - 0.7", 'assert measure("a", one) < 0'], "0.7 in `subject.a - 0.7`"),
+    (["print(one := subject.a - 0.7)", 'assert measure("a", one) < 0'], "0.7 in `subject.a - 0.7`"),
+    (["with kept(subject.a - 0.7) as one:", '    assert measure("a", one) < 0'], "0.7 in `subject.a - 0.7`"),
+    # numbers of the file and of other files
+    (['assert measure("a", subject.a - HALF * subject.b) < 0'], "HALF in `HALF * subject.b`"),
+    (['assert measure("a", subject.a - LATE * subject.b) < 0'], "LATE in `LATE * subject.b`"),
+    (['assert measure("a", subject.a - WEIGHTS[0] * subject.b) < 0'], "0.25 in `(0.25, 1)`"),
+    (['assert measure("a", subject.a - SOLVED * subject.b) < 0'], "SOLVED in `SOLVED * subject.b`"),
+    (
+        ['assert measure("a", elsewhere.SOLVED * subject.b) < 0'],
+        "elsewhere.SOLVED in `elsewhere.SOLVED * subject.b`",
+    ),
+    (['assert measure("a", subject.a - math.pi) < 0'], "math.pi in `subject.a - math.pi`"),
+    # functions of the file
+    (['assert measure("a", less(subject.a, subject.b, by=0.7)) < 0'], "by in `by * b`"),
+    (['assert measure("a", less(0.7, subject.b)) < 0'], "a in `a - by * b`"),
+    (['assert measure("a", less(subject.a, **{"by": 0.7})) < 0'], "0.7 in `{'by': 0.7}`"),
+    (['assert measure("a", total(subject.a, 0.7)) < 0'], "all in `sum(all)`"),
+    (['assert measure("a", quartered(subject.a)) < 0'], "by in `by * a`"),
+    (['assert measure("a", halved(subject.a)) < 0'], "LATE in `LATE * a`"),
+    (['assert measure("a", subject.run(halved)) < 0'], "LATE in `LATE * a`"),
+    (['assert measure("a", subject.run(less, by=0.7)) < 0'], "by in `by * b`"),
+    (['assert measure("a", subject.run(lambda model: 0.7 * model.a)) < 0'], "0.7 in `0.7 * model.a`"),
+    # calls that do arithmetic
+    (
+        ['assert measure("a", torch.sub(subject.a, subject.b, alpha=0.5)) < 0'],
+        "0.5 in `torch.sub(subject.a, subject.b, alpha=0.5)`",
+    ),
+    (['assert measure("a", subject.a.mul(0.7)) < 0'], "0.7 in `subject.a.mul(0.7)`"),
+    (['assert measure("a", subject.at(2).lerp(subject.b, 0.7)) < 0'], "0.7 in `subject.at(2).lerp(subject.b, 0.7)`"),
+    (['assert measure("a", subject.a.clamp(min=0.1)) < 1'], "0.1 in `subject.a.clamp(min=0.1)`"),
+    (['assert measure("a", max(subject.a, 0.3)) < 1'], "0.3 in `max(subject.a, 0.3)`"),
+    (['assert measure("a", sum((subject.a, -0.3))) < 1'], "-0.3 in `(subject.a, -0.3)`"),
+    (['assert measure("a", math.pow(subject.a, 2)) < 1'], "2 in `math.pow(subject.a, 2)`"),
+    (['assert measure("a", relative_range(subject.a - 0.7)) < 1'], "0.7 in `subject.a - 0.7`"),
+    # comparisons and conditions
+    (['assert measure("a", (subject.a > 0.3).mean()) < 1'], "0.3 in `subject.a > 0.3`"),
+    (['assert measure("a", subject.a if subject.b > 0.3 else 0) < 1'], "0.3 in `subject.b > 0.3`"),
+]
+
+IN_A_CONDITION = [
+    ["a = subject.a", "if subject.b > 0.3:", "    a = 0", 'assert measure("a", a) < 1'],
+    ["a = subject.b", "while a > 0.3:", "    a = a - 1", 'assert measure("a", a) < 1'],
+    ['assert measure("a", floored(subject.a)) < 1'],
+]
+
+MEASURED_BOUNDS = [
+    (['assert measure("a", subject.a) < 0.7 * subject.b'], "0.7 in `0.7 * subject.b`"),
+    (["limit = 2 * subject.b", 'assert measure("a", subject.a) < limit'], "2 in `2 * subject.b`"),
+    (['assert measure("a", subject.a) < (2 if subject.b > 0 else 1)'], "2 in `2 if subject.b > 0 else 1`"),
 ]
 
 
@@ -68,9 +176,61 @@ def test_a_second_free_number_in_a_measurement_is_seen(tmp_path, lines, where):
     assert problems(tmp_path, lines) == [f"{where} {HIDES}"]
 
 
+@pytest.mark.parametrize(("default", "number"), [("0.5", "half"), ("HALF", "HALF")])
+@pytest.mark.parametrize("star", ["", "*, "])
+def test_a_second_free_number_in_what_a_parameter_is_by_default_is_seen(tmp_path, star, default, number):
+    lines = ['assert measure("a", subject.a - half * subject.b) < 0']
+    seen = problems(tmp_path, lines, f"subject, measure, {star}half={default}")
+    assert seen == [f"{number} in `half * subject.b` {HIDES}"]
+
+
+@pytest.mark.parametrize("lines", IN_A_CONDITION, ids=["if", "while", "in a function"])
+def test_a_second_free_number_in_a_condition_is_seen(tmp_path, lines):
+    (problem,) = problems(tmp_path, lines)
+    assert problem.endswith("is a second free number that hides in a condition; measure what it is compared with")
+    assert problem.startswith("0.3 in `")
+
+
+@pytest.mark.parametrize(("lines", "where"), MEASURED_BOUNDS, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_free_number_in_a_bound_that_is_measured_is_seen(tmp_path, lines, where):
+    assert problems(tmp_path, lines) == [f"{where} {IN_THE_BOUND}"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "asked"),
+    [
+        (['assert measure("a", len(subject.name)) < 1'], "subject.name"),
+        (['assert measure("a", subject.record()["seed"]) < 1'], "subject.record"),
+        (['assert measure("a", subject.checkpoint.sha256 == "ab") < 1'], "subject.checkpoint.sha256"),
+        (["of = subject.checkpoint", 'assert measure("a", of.seed) < 1'], "of.seed"),
+        (['assert measure("a", len(getattr(subject, "name"))) < 1'], "getattr(subject, 'name')"),
+        (['assert measure("a", len(vars(subject.checkpoint))) < 1'], "vars(subject.checkpoint)"),
+        (['assert measure("a", len(subject._name)) < 1'], "subject._name"),
+        (
+            ["if subject.checkpoint.recipe is None:", "    return", 'assert measure("a", 1) < 1'],
+            "subject.checkpoint.recipe",
+        ),
+        (['assert measure("a", named(subject)) < 1'], "model.name"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_question_which_model_it_is_is_seen(tmp_path, lines, asked):
+    assert problems(tmp_path, lines) == [
+        f"`{asked}` can tell which model it is; a claim is decided by what is measured alone"
+    ]
+
+
+def test_weights_sizes_and_task_may_be_read_and_other_things_have_names_too(tmp_path):
+    weights = (
+        'measure("a", subject.checkpoint.parameters["a"].sum() / subject.config.n_ctx - subject.task.target_offset)'
+    )
+    assert problems(tmp_path, [f"assert {weights} < 1", 'assert measure("b", subject.run(analysis).name) < 1']) == []
+
+
 def test_names_that_make_each_other_are_followed_once(tmp_path):
     lines = ["a = b = subject.a", "a = b - 0.7", "b = a", 'assert measure("a", a) < 0']
     assert problems(tmp_path, lines) == [f"0.7 in `b - 0.7` {HIDES}"]
+    assert problems(tmp_path, ["a = b", "b = a", 'assert measure("a", a) < 0']) == []
 
 
 @pytest.mark.parametrize(
@@ -83,8 +243,11 @@ def test_names_that_make_each_other_are_followed_once(tmp_path):
         (['assert not measure("a", subject.a) < 1'], "is not of the form"),
         (['assert measure("a", subject.a) is not None'], "is not of the form"),
         (['assert measure("a", subject.a)'], "is not of the form"),
-        (['low = measure("a", subject.a) < 1', 'assert measure("b", 1) < 2'], "line 3 uses measure outside an assert"),
-        (["again = measure", 'assert measure("b", 1) < 2'], "line 3 uses measure outside an assert"),
+        (
+            ['low = measure("a", subject.a) < 1', 'assert measure("b", 1) < 2'],
+            f"line {AFTER_HEAD + 3} uses measure outside an assert",
+        ),
+        (["again = measure", 'assert measure("b", 1) < 2'], f"line {AFTER_HEAD + 3} uses measure outside an assert"),
         (
             ["def inner(measure):", "    pass", 'assert measure("b", 1) < 2'],
             "has an inner function with a measure of its own; there is only one",
@@ -93,3 +256,12 @@ def test_names_that_make_each_other_are_followed_once(tmp_path):
 )
 def test_an_assert_of_another_form_is_seen(tmp_path, lines, problem):
     assert problem in "; ".join(problems(tmp_path, lines))
+
+
+def test_a_claim_whose_text_cannot_be_read_is_one_line():
+    scope = {}
+    exec("def test_it(subject, measure): ...", scope)
+    with pytest.raises(
+        ClaimError, match=r"^test_it: its text cannot be read; write it in a file or a notebook's cell$"
+    ):
+        body_problems(scope["test_it"])

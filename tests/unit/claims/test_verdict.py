@@ -57,7 +57,7 @@ def raising(error):
     def raises(subject, measure):
         """It raises."""
         assert measure("loss", subject["loss"]) < 1.0
-        if subject.name == "bad" or error is not None:
+        if error is not None or subject["loss"] > 1:
             raise error or ValueError("bad model")
 
     return raises
@@ -127,21 +127,25 @@ def test_a_subject_that_the_body_changes_is_an_error():
     assert checked(claimed(control(), body=spoils)).reasons == ("ClaimError: good: a test changed its numbers",)
 
 
+def bound_of(subject):
+    return min(subject["loss"], 1) + 1
+
+
 def test_other_comparisons_on_a_control_than_on_the_subject_are_an_error():
     def more_on_the_bad(subject, measure):
         """It measures more on the bad one."""
         assert measure("loss", subject["loss"]) < 1.0
-        if subject.name == "bad":
+        if subject["loss"] > 1:
             assert measure("share", subject["share"]) > 0.5
 
     def another_bound_on_the_bad(subject, measure):
         """It has another bound on the bad one."""
-        assert measure("loss", subject["loss"]) < (0.5 if subject.name == "bad" else 1.0)
+        assert measure("loss", subject["loss"]) < bound_of(subject)
 
     def another_operator_on_the_bad(subject, measure):
         """It has another operator on the bad one."""
         loss = subject["loss"]
-        if subject.name == "bad":
+        if loss > 1:
             assert measure("loss", loss) > 10
         else:
             assert measure("loss", loss) < 10
