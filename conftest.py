@@ -1,4 +1,4 @@
-"""What every test here runs under: checked shapes, the claims' plugin, and hypothesis derandomised in CI."""
+"""What every test here runs under: checked shapes, the claims' plugin, a process for each core."""
 
 from __future__ import annotations
 
@@ -17,14 +17,10 @@ if importlib.util.find_spec("beartype"):  # the claims run without the `test` ex
 pytest_plugins = ["nopos.subjects.plugin", "pytester"]
 
 DEFAULT_MARKERS = "not slow"
+MOST_PROCESSES = 4
+"""Each takes ten seconds to start and a gigabyte of memory."""
 IMPORTING_TORCH = ("micro", "command", "disk", "shapes", "claim_sessions", "shipped_claims")
 """The fixtures in tests/support; they take seconds to import."""
-
-if importlib.util.find_spec("hypothesis"):  # the claims run without the `test` extra
-    from hypothesis import settings
-
-    settings.register_profile("nopos", deadline=None, derandomize=os.environ.get("CI", "") not in ("", "0", "false"))
-    settings.load_profile("nopos")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -33,13 +29,13 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
     A selection starts sooner in one process, and so do the slow tests, whose training has use for all cores at once.
     """
-    option, cores = config.option, os.cpu_count() or 1
+    option, processes = config.option, min(os.cpu_count() or 1, MOST_PROCESSES)
     selected = any(config.getoption(name, False) for name in ("keyword", "collectonly", "usepdb", "lf", "failedfirst"))
     of_default = config.args_source is pytest.Config.ArgsSource.TESTPATHS and option.markexpr == DEFAULT_MARKERS
     is_worker = hasattr(config, "workerinput")
     with_xdist = config.pluginmanager.hasplugin("xdist") and option.numprocesses is None and option.dist == "no"
-    if of_default and with_xdist and not selected and not is_worker and cores > 1:
-        option.dist, option.tx = "loadgroup", [f"{cores}*popen//env:OMP_NUM_THREADS=1"]
+    if of_default and with_xdist and not selected and not is_worker and processes > 1:
+        option.dist, option.tx = "loadgroup", [f"{processes}*popen//env:OMP_NUM_THREADS=1"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

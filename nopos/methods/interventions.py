@@ -18,8 +18,8 @@ from transformer_lens.hook_points import HookPoint
 
 from nopos.methods.activations import Tokens, activation
 from nopos.methods.metrics import Readout, answers_changed, per_token_kl, readout
-from nopos.model.hook_points import EMBED, POS_EMBED, hook_point, layer_of
-from nopos.model.transformer import NoPosTransformer, stop_after
+from nopos.model.hook_points import EMBED, POS_EMBED, hook_point, layer_of, stop_after
+from nopos.model.transformer import NoPosTransformer
 
 Edit = Callable[[Float[Tensor, "batch ..."]], Float[Tensor, "..."]]
 """From an activation to what replaces it; the shape must be the same or broadcast to it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 EMBED, POS_EMBED = "hook_embed", "hook_pos_embed"
 FINAL_SCALE, FINAL_NORMALIZED = "ln_final.hook_scale", "ln_final.hook_normalized"
 
@@ -33,3 +35,14 @@ def layer_of(name: str) -> int | None:
     """The layer that a hook point lies in; None before the first layer and after the last."""
     prefix, _, rest = name.partition(".")
     return int(rest.partition(".")[0]) if prefix == "blocks" else None
+
+
+def stop_after(hook_points: Iterable[str]) -> int | None:
+    """The layer at which a forward pass may stop that is to reach these hook points; None if all of it is needed."""
+    last = 0
+    for name in hook_points:
+        layer = layer_of(name)
+        if layer is None and name not in (EMBED, POS_EMBED):
+            return None
+        last = max(last, 0 if layer is None else layer + 1)
+    return last

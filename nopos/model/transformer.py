@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -14,14 +14,10 @@ from transformer_lens.HookedRootModule import HookedRootModule
 
 from nopos.errors import AnalysisError, ConfigError
 from nopos.model.config import LAYER_NORM_EPS, ModelConfig
-from nopos.model.hook_points import EMBED, POS_EMBED, layer_of
+from nopos.model.hook_points import stop_after
 from nopos.model.parameters import initial_parameters, parameter_shapes, trainable
 
 T = TypeVar("T")
-
-
-def _parameter(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.zeros(*shape))
 
 
 def permitted_keys(config: ModelConfig, pos: int) -> Bool[Tensor, "query_pos key_pos"]:
@@ -35,7 +31,7 @@ class Embed(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.W_E = _parameter(config.d_vocab, config.d_model)
+        self.W_E = nn.Parameter(torch.zeros(config.d_vocab, config.d_model))
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
         return self.W_E[tokens]
@@ -46,7 +42,7 @@ class PosEmbed(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.W_pos = _parameter(config.n_ctx, config.d_model)
+        self.W_pos = nn.Parameter(torch.zeros(config.n_ctx, config.d_model))
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
         return self.W_pos[: tokens.shape[1]].expand(*tokens.shape, -1)
@@ -59,8 +55,8 @@ class LayerNorm(nn.Module):
         super().__init__()
         self.folded = config.normalization == "LNPre"
         if not self.folded:
-            self.w = _parameter(config.d_model)
-            self.b = _parameter(config.d_model)
+            self.w = nn.Parameter(torch.zeros(config.d_model))
+            self.b = nn.Parameter(torch.zeros(config.d_model))
         self.hook_scale = HookPoint()
         self.hook_normalized = HookPoint()
 
@@ -79,10 +75,14 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         n_heads, d_model, d_head = config.n_heads, config.d_model, config.d_head
-        self.W_Q, self.b_Q = _parameter(n_heads, d_model, d_head), _parameter(n_heads, d_head)
-        self.W_K, self.b_K = _parameter(n_heads, d_model, d_head), _parameter(n_heads, d_head)
-        self.W_V, self.b_V = _parameter(n_heads, d_model, d_head), _parameter(n_heads, d_head)
-        self.W_O, self.b_O = _parameter(n_heads, d_head, d_model), _parameter(d_model)
+        self.W_Q = nn.Parameter(torch.zeros(n_heads, d_model, d_head))
+        self.b_Q = nn.Parameter(torch.zeros(n_heads, d_head))
+        self.W_K = nn.Parameter(torch.zeros(n_heads, d_model, d_head))
+        self.b_K = nn.Parameter(torch.zeros(n_heads, d_head))
+        self.W_V = nn.Parameter(torch.zeros(n_heads, d_model, d_head))
+        self.b_V = nn.Parameter(torch.zeros(n_heads, d_head))
+        self.W_O = nn.Parameter(torch.zeros(n_heads, d_head, d_model))
+        self.b_O = nn.Parameter(torch.zeros(d_model))
         self.register_buffer("permitted", permitted_keys(config, config.n_ctx), persistent=False)
         self.scale = d_head**0.5
         self.hook_k, self.hook_q, self.hook_v = HookPoint(), HookPoint(), HookPoint()
@@ -108,8 +108,10 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.W_in, self.b_in = _parameter(config.d_model, config.d_mlp), _parameter(config.d_mlp)
-        self.W_out, self.b_out = _parameter(config.d_mlp, config.d_model), _parameter(config.d_model)
+        self.W_in = nn.Parameter(torch.zeros(config.d_model, config.d_mlp))
+        self.b_in = nn.Parameter(torch.zeros(config.d_mlp))
+        self.W_out = nn.Parameter(torch.zeros(config.d_mlp, config.d_model))
+        self.b_out = nn.Parameter(torch.zeros(config.d_model))
         self.hook_pre, self.hook_post = HookPoint(), HookPoint()
 
     def forward(self, normalized: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
@@ -141,7 +143,8 @@ class Unembed(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.W_U, self.b_U = _parameter(config.d_model, config.d_vocab), _parameter(config.d_vocab)
+        self.W_U = nn.Parameter(torch.zeros(config.d_model, config.d_vocab))
+        self.b_U = nn.Parameter(torch.zeros(config.d_vocab))
 
     def forward(self, normalized: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         return einsum(normalized, self.W_U, "batch pos d_model, d_model d_vocab -> batch pos d_vocab") + self.b_U
@@ -162,8 +165,7 @@ class NoPosTransformer(HookedRootModule):
         self.setup()  # type: ignore[no-untyped-call]
         self.to(parameters["embed.W_E"].dtype)
         self.load_state_dict(parameters, strict=True)
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(trainable(name, config))
+        self.pos_embed.W_pos.requires_grad_(trainable("pos_embed.W_pos", config))
 
     @classmethod
     def initialised(cls, config: ModelConfig, seed: int) -> NoPosTransformer:
@@ -248,14 +250,3 @@ class NoPosTransformer(HookedRootModule):
                 f"there is no hook point {name!r}; names are as in {list(self.hook_dict)[-3]!r}, "
                 f"and layers are 0 to {self.config.n_layers - 1}"
             )
-
-
-def stop_after(hook_points: Iterable[str]) -> int | None:
-    """The layer at which a forward pass may stop that is to reach these hook points; None if all of it is needed."""
-    last = 0
-    for name in hook_points:
-        layer = layer_of(name)
-        if layer is None and name not in (EMBED, POS_EMBED):
-            return None
-        last = max(last, 0 if layer is None else layer + 1)
-    return last

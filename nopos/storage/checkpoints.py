@@ -6,7 +6,8 @@ import hashlib
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,11 @@ class Checkpoint:
     """Versions, device, sources and seconds of the training."""
     path: Path | None = None
     """The weights file, once there is one."""
+
+    def copy(self) -> Checkpoint:
+        """The same with tensors of its own; the thousands of losses cannot change and need no copy."""
+        parameters = {name: value.clone() for name, value in self.parameters.items()}
+        return replace(self, parameters=parameters, made_with=deepcopy(self.made_with))
 
     def describe(self) -> str:
         """One phrase for a table: recipe and seed, and in what the training differs from the recipe of that name."""

@@ -42,24 +42,10 @@ class Subject:
     """
 
     __slots__ = (
-        "_as_built",
-        "_checkpoint",
-        "_config",
-        "_fold",
-        "_folded",
-        "_folded_as_built",
-        "_interventions",
-        "_kept",
-        "_loss_tokens",
-        "_model",
-        "_model_as_built",
-        "_name",
-        "_other_tokens",
-        "_results",
-        "_sequences",
-        "_task",
+        "_as_built", "_checkpoint", "_config", "_fold", "_folded", "_folded_as_built", "_interventions", "_kept",
+        "_loss_tokens", "_model", "_model_as_built", "_name", "_other_tokens", "_results", "_sequences", "_task",
         "_tokens",
-    )
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -85,7 +71,7 @@ class Subject:
         self._fold = fold
         self._interventions = dict(interventions)
         self._sequences = sequences
-        self._kept = deepcopy(checkpoint)
+        self._kept = checkpoint.copy()
         self._build()
 
     @property
@@ -202,7 +188,7 @@ class Subject:
 
     def _build(self) -> None:
         self._results: dict[tuple[Any, ...], Any] = {}
-        self._checkpoint = deepcopy(self._kept)
+        self._checkpoint = self._kept.copy()
         loss_tokens = self._task.held_out_tokens(self._config, HELD_OUT_SEQUENCES)
         self._loss_tokens = loss_tokens
         self._tokens = loss_tokens[: self._sequences].clone()

@@ -48,7 +48,7 @@ WITHOUT_POSITION: tuple[Kind, ...] = ("global_mean", "zero")
 
 
 def effects(subject, kind, hook_points):
-    return {name: subject.run(ablated, kind=kind, hook_points=(name,))[name] for name in hook_points}
+    return subject.run(ablated, kind=kind, hook_points=hook_points)
 
 
 def nats_added(subject, kinds, hook_points):

@@ -13,8 +13,9 @@ from nopos.model.hook_points import (
     POS_EMBED,
     hook_point,
     layer_of,
+    stop_after,
 )
-from nopos.model.transformer import NoPosTransformer, stop_after
+from nopos.model.transformer import NoPosTransformer
 
 
 def test_every_hook_point_of_a_model_has_a_name_here_in_the_order_of_its_forward_pass(micro):
