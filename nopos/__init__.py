@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nopos.storage.cache import load_or_train
     from nopos.storage.checkpoints import load
     from nopos.subjects.controls import CONTROLS
+    from nopos.subjects.model_subject import ModelSubject
     from nopos.subjects.subject import Subject
 
 _HOME = {
@@ -27,6 +28,7 @@ _HOME = {
     "Control": "claims.control",
     "Controls": "claims.outcome",
     "ModelConfig": "model.config",
+    "ModelSubject": "subjects.model_subject",
     "NoPosTransformer": "model.transformer",
     "NoposError": "errors",
     "RECIPES": "model.recipes",
@@ -45,6 +47,7 @@ __all__ = [
     "Control",
     "Controls",
     "ModelConfig",
+    "ModelSubject",
     "NoPosTransformer",
     "NoposError",
     "Recipe",

@@ -19,6 +19,8 @@ from nopos.errors import ClaimError
 
 Evidence = Literal["behavioural", "correlational", "causal", "constructive"]
 EVIDENCE: tuple[Evidence, ...] = get_args(Evidence)
+FIXTURE = "nopos_subject"
+"""The fixture that pytest is asked for, so that a project can have a fixture called `subject`."""
 _ATTRIBUTE = "__nopos_claim__"
 
 Test = TypeVar("Test", bound=Callable[..., None])
@@ -97,6 +99,7 @@ def claim(
         if not isinstance(given, Sequence) or isinstance(given, str):
             what = f"the control {given.name!r} itself" if isinstance(given, Control) else repr(given)
             raise ClaimError(f"{test.__name__}: refuted_by is {what}; give a list of controls, such as [UNTRAINED]")
+        vars(test).pop("__signature__", None)  # of an earlier mark
         marked = Claim(
             id=_default_id(test),
             name=test.__name__,
@@ -112,6 +115,7 @@ def claim(
         if problems:
             raise ClaimError(f"{test.__name__}: {'; '.join(problems)}")
         setattr(test, _ATTRIBUTE, marked)
+        test.__signature__ = _asking(test)  # type: ignore[attr-defined]
         return test
 
     return mark
@@ -145,6 +149,17 @@ def sentence(claim_id: str) -> str:
         else:
             words.append(word)
     return " ".join(words)
+
+
+def _asking(test: Callable[..., None]) -> inspect.Signature:
+    """The signature as pytest shall read it: a subject is asked for under its fixture's name, `measure` not at all."""
+    signature = inspect.signature(test)
+    parameters = [
+        one.replace(name=FIXTURE) if name == "subject" else one
+        for name, one in signature.parameters.items()
+        if name != "measure"
+    ]
+    return signature.replace(parameters=parameters)
 
 
 def _default_id(test: Callable[..., Any]) -> str:

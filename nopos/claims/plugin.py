@@ -15,7 +15,7 @@ from typing import no_type_check
 import pytest
 
 from nopos.claims import hooks
-from nopos.claims.claim import Claim, claim_of, require_distinct
+from nopos.claims.claim import FIXTURE, Claim, claim_of, require_distinct
 from nopos.claims.control import Subject
 from nopos.claims.keeper import PROPERTY, LedgerKeeper, require_ledger_place
 from nopos.claims.records import Record, planned_record, records
@@ -59,13 +59,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "subject" in metafunc.fixturenames:
+    if FIXTURE in metafunc.fixturenames:
         loaders = metafunc.config.stash[_RUN].loaders.values()
         parameters = [
             pytest.param(loader.name, id=loader.name, marks=[pytest.mark.slow] if loader.slow else [])
             for loader in loaders
         ]
-        metafunc.parametrize("subject", parameters, indirect=True, scope="session")
+        metafunc.parametrize(FIXTURE, parameters, indirect=True, scope="session")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -97,19 +97,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session")
-def subject(request: pytest.FixtureRequest) -> Subject:
-    """The model under test: each one that a provider names."""
+def nopos_subject(request: pytest.FixtureRequest) -> Subject:
+    """The model under test: each one that a provider names. A claim gets it as `subject`."""
     try:
         return request.config.stash[_RUN].subject(request.param)
     except NoposError as error:
         pytest.fail(f"{request.param}: {error}", pytrace=False)
-
-
-@pytest.fixture
-def measure(request: pytest.FixtureRequest) -> None:
-    """Names a value and its unit in a claim, as in: assert measure("loss", value, "nats") < 0.01."""
-    if _claim_of(request.node) is None:
-        pytest.fail(f"{request.node.name}: measure is for claims; mark the test with @claim", pytrace=False)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -117,7 +110,7 @@ def measure(request: pytest.FixtureRequest) -> None:
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Hold tests that are no claims to leaving their subject as it was; claims are held to it when evaluated."""
     known = item.config.stash[_RUN].subjects.values()
-    subject = getattr(item, "funcargs", {}).get("subject")
+    subject = getattr(item, "funcargs", {}).get(FIXTURE)
     ours = [] if _claim_of(item) is not None else [one for one in known if one is subject]
     with ours[0].proven_unchanged() if ours else nullcontext():
         return (yield)
@@ -131,8 +124,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         return None
     run = pyfuncitem.config.stash[_RUN]
     subject = run.subject(_subject_name(pyfuncitem))
-    if pyfuncitem.funcargs["subject"] is not subject:
-        pytest.fail("the fixture `subject` is overridden; a claim is evaluated on the run's subjects", pytrace=False)
+    if pyfuncitem.funcargs[FIXTURE] is not subject:
+        pytest.fail(f"the fixture {FIXTURE} is overridden; a claim is evaluated on the run's subjects", pytrace=False)
     verdict = check(_bound(pyfuncitem, marked), subject, run.controls)
     pyfuncitem.user_properties.append((PROPERTY, records(verdict, subject, run.controls)))
     if verdict.exception is not None and not isinstance(verdict.exception, ClaimError):
@@ -153,16 +146,16 @@ def _claim_of(item: pytest.Item) -> Claim | None:
 
 def _bound(item: pytest.Function, claim: Claim) -> Claim:
     """The claim of this test: its id says the parameters, its body has the values of the other fixtures."""
-    others = {name: item.funcargs[name] for name in item._fixtureinfo.argnames if name not in ("subject", "measure")}
+    others = {name: item.funcargs[name] for name in item._fixtureinfo.argnames if name != FIXTURE}
     return replace(claim, id=_claim_id(item), body=partial(item.obj, **others))
 
 
 def _subject_name(item: pytest.Function) -> str:
-    return str(item.callspec.params["subject"])
+    return str(item.callspec.params[FIXTURE])
 
 
 def _claim_id(item: pytest.Function) -> str:
     """File, class and function, and parameters other than the subject: the same wherever the claim is run from."""
     path = item.nodeid.split("[", 1)[0].partition("::")[2]
-    others = [f"{name}={value!r}" for name, value in item.callspec.params.items() if name != "subject"]
+    others = [f"{name}={value!r}" for name, value in item.callspec.params.items() if name != FIXTURE]
     return f"{item.path.name}::{path}" + (f"[{', '.join(others)}]" if others else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from copy import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,9 @@ class Snapshot:
         """Take down all of a model but what is put into the containers of these names."""
         self._modules = tuple(model.modules())
         self._tensors = {key: value.detach().clone() for key, value in self._tensors_now().items()}
-        by_identity = {*apart_from, *TENSORS}
-        self._attributes = [
-            {name: value if name in by_identity else _copied(value) for name, value in vars(module).items()}
-            for module in self._modules
-        ]
+        self._containers = [{kind: dict(vars(module)[kind]) for kind in TENSORS} for module in self._modules]
+        self._by_identity = {*apart_from, *TENSORS}
+        self._attributes = [self._noted(vars(module)) for module in self._modules]
 
     def changed(self) -> set[str]:
         """What is no longer as it was: of `weights`, `hooks` and `attributes`."""
@@ -42,6 +40,21 @@ class Snapshot:
                 names = [name for name in now.keys() | before.keys() if not _alike(now.get(name), before.get(name))]
                 changed |= {"hooks" if "hooks" in name else "attributes" for name in names}
         return changed
+
+    def restore(self) -> None:
+        """Put all of it back in place: the same modules with the same tensors, attributes and hooks."""
+        for module, before, containers in zip(self._modules, self._attributes, self._containers, strict=True):
+            now = vars(module)
+            now.clear()
+            now.update(self._noted(before))
+            for kind, tensors in containers.items():
+                now[kind].clear()
+                now[kind].update(tensors)
+        for key, value in self._tensors_now().items():
+            value.data = self._tensors[key].clone()
+
+    def _noted(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value if name in self._by_identity else _copied(value) for name, value in attributes.items()}
 
     def _tensors_now(self) -> dict[tuple[int, str], Tensor]:
         """By the number of the module and the tensor's name in it."""

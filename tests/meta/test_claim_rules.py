@@ -169,14 +169,28 @@ def test_a_changed_subject_is_mended_for_the_next_test(run):
 
 def test_an_ordinary_test_may_not_change_its_subject_either(run):
     check_rejected(
-        run, "def test_spoiler(subject):\n    subject.model.unembed.W_U.data.mul_(0)\n", "a test changed its weights"
+        run,
+        "def test_spoiler(nopos_subject):\n    nopos_subject.model.unembed.W_U.data.mul_(0)\n",
+        "a test changed its weights",
     )
 
 
-def test_measure_is_for_claims_alone(run):
-    result, _ = run("def test_plain(subject, measure):\n    assert subject\n")
-    result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*measure is for claims*"])
+def test_fixtures_called_subject_and_measure_are_anybodys(run):
+    own = """
+@pytest.fixture(params=["physics", "art"])
+def subject(request):
+    return request.param
+
+@pytest.fixture
+def measure():
+    return len
+
+def test_a_word_is_long(subject, measure):
+    assert measure(subject) > 2
+"""
+    result, ledger = run(own + GOOD)
+    result.assert_outcomes(passed=3)
+    assert [one["name"] for one in ledger["subjects"]] == ["reference", "untrained"]
 
 
 def test_a_claim_that_was_not_reached_is_not_run_rather_than_held(run):

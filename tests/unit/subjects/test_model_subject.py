@@ -1,0 +1,125 @@
+"""A subject made of any torch model: here one linear map, which TransformerLens knows nothing of."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from nopos.claims.control import Subject
+from nopos.errors import ClaimError
+from nopos.subjects.model_subject import ModelSubject
+
+
+def error(model, rows, wanted):
+    return (model(rows) - wanted).pow(2).mean().item()
+
+
+def solves(model, rows, wanted):
+    return error(model, rows, wanted) < 0.1
+
+
+@pytest.fixture
+def rows():
+    return torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def subject(rows):
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, track_running_stats=True)).eval()
+    with torch.no_grad():
+        model[0].weight.fill_(0.5)
+    return ModelSubject(
+        "linear", {"model": model}, {"rows": rows, "wanted": model(rows).detach(), "width": 3}, solves_the_task=solves
+    )
+
+
+def test_it_is_what_the_machinery_calls_a_subject(subject):
+    assert isinstance(subject, Subject)
+    assert subject.name == "linear"
+    assert subject.solves_the_task()
+
+
+def test_an_analysis_is_handed_models_and_data_by_name_and_its_result_is_kept(subject, rows):
+    calls = []
+
+    def analysis(model, rows, width, *, times=1):
+        calls.append(times)
+        return times * width * model(rows).sum().item()
+
+    first = subject.run(analysis)
+    assert subject.run(analysis) == first == 3 * subject.model(rows).sum().item()
+    assert subject.run(analysis, times=2) == pytest.approx(2 * first)
+    assert calls == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda subject: subject.model[0].weight.data.mul_(2), "changed its weights"),
+        (lambda subject: setattr(subject.model[0], "weight", nn.Parameter(torch.ones(2, 3))), "changed its weights"),
+        (lambda subject: subject.model.double(), "changed its weights"),
+        (lambda subject: subject.model[1].running_mean.add_(1), "changed its weights"),
+        (lambda subject: subject.run(lambda rows: rows).zero_(), None),
+        (lambda subject: subject.run(lambda rows: rows.zero_()), "changed its rows"),
+        (lambda subject: subject.model.train(), "changed its attributes"),
+        (lambda subject: subject.model.append(nn.ReLU()), "changed its attributes"),
+        (lambda subject: subject.model[0].register_forward_hook(lambda *_: torch.ones(8, 2)), "changed its hooks"),
+    ],
+    ids=["in place", "another parameter", "dtype", "buffer", "a result", "data", "mode", "a module", "hook"],
+)
+def test_what_is_changed_is_named_and_put_back_in_place(subject, rows, spoil, message):
+    before = subject.run(error)
+    model, expected = subject.model, subject.model(rows).detach().clone()
+    original = rows.clone()
+
+    def change():
+        with subject.proven_unchanged():
+            spoil(subject)
+
+    if message is None:
+        change()
+    else:
+        with pytest.raises(ClaimError, match=f"linear: a test {message}; a test must leave a subject as it was"):
+            change()
+    with subject.proven_unchanged():
+        assert subject.model is model
+        assert torch.equal(subject.model(original), expected)
+        assert torch.equal(subject.run(lambda rows: rows), original)
+        assert subject.run(error) == before
+
+
+def test_a_result_on_a_changed_model_is_not_kept(subject):
+    before = subject.run(error)
+    subject.model[0].bias.data.add_(1)
+    assert subject.run(error) > before
+    subject.model[0].bias.data.sub_(1)
+    assert subject.run(error) == pytest.approx(before)
+
+
+def test_each_of_several_models_has_its_name(rows):
+    models = {"model": nn.Linear(3, 2), "teacher": nn.Linear(3, 2)}
+    subject = ModelSubject("pair", models, {"rows": rows}, solves_the_task=lambda: True)
+    with pytest.raises(ClaimError, match="pair: a test changed its teacher model"), subject.proven_unchanged():
+        models["teacher"].bias.data.add_(1)
+
+
+def test_the_record_has_a_hash_of_all_weights_and_a_description(subject, rows):
+    def recorded(model, **described):
+        return ModelSubject("one", {"model": model}, {}, solves_the_task=lambda: True, record=described).record()
+
+    first, second = nn.Linear(3, 2), nn.Linear(3, 2)
+    second.load_state_dict(first.state_dict())
+    assert recorded(first) == recorded(second)
+    assert len(recorded(first)["sha256"]) == 64
+    second.bias.data[0] += 1e-6
+    assert recorded(first) != recorded(second)
+    assert recorded(first, description="a map", config={"width": 3})["config"] == {"width": 3}
+    assert ModelSubject("one", {"model": nn.BatchNorm1d(2)}, {}, solves_the_task=lambda: True).record()["sha256"]
+
+
+def test_what_it_cannot_be_made_of_is_one_line(rows):
+    with pytest.raises(ClaimError, match="odd: has teacher; one of its models must be called model"):
+        ModelSubject("odd", {"teacher": nn.Linear(3, 2)}, {}, solves_the_task=lambda: True)
+    with pytest.raises(ClaimError, match="odd: 'model' is a model and data too; give each a name of its own"):
+        ModelSubject("odd", {"model": nn.Linear(3, 2)}, {"model": rows}, solves_the_task=lambda: True)
