@@ -27,6 +27,10 @@ class AnalysisError(NoposError):
     """An analysis that this model or these options do not allow."""
 
 
+class NotMeasurableError(AnalysisError):
+    """A model that lacks what an analysis is about, such as a second layer."""
+
+
 class ClaimError(NoposError):
     """A claim that breaks a rule of claims: an error in the claim, never a verdict on a model."""
 

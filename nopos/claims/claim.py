@@ -46,6 +46,8 @@ class Claim:
     """The finding that the user of the project asked for by name; empty if it is none of those."""
     refuted_by: tuple[Control, ...]
     """The controls: each comparison must come out false on at least one of them."""
+    not_measurable_on: tuple[Control, ...]
+    """Controls that lack what the claim is about, so that nothing can be measured on them."""
     body: Callable[..., None]
     """The test; called with `subject` and `measure`."""
 
@@ -76,6 +78,7 @@ def claim(
     evidence: Evidence,
     source: str,
     refuted_by: Sequence[Control] = (),
+    not_measurable_on: Sequence[Control] = (),
     refutes: str = "",
     requested: str = "",
 ) -> Callable[[Test], Test]:
@@ -86,19 +89,22 @@ def claim(
             the task by another mechanism.
         source: notebook step or paper.
         refuted_by: controls; each comparison must come out false on at least one of them.
+        not_measurable_on: controls that lack what the claim is about, such as a second layer: measuring must raise
+            NotMeasurableError on each of them.
         refutes: a believed sentence that the claim's truth refutes; it is printed and kept.
         requested: the finding that the user of the project asked for by name; `pytest -m requested` runs these.
 
     Raises:
         ClaimError: the claim breaks a rule that can be seen without running it.
     """
-    given: object = refuted_by
+    lists: dict[str, object] = {"refuted_by": refuted_by, "not_measurable_on": not_measurable_on}
 
     def mark(test: Test) -> Test:
         __tracebackhide__ = True
-        if not isinstance(given, Sequence) or isinstance(given, str):
-            what = f"the control {given.name!r} itself" if isinstance(given, Control) else repr(given)
-            raise ClaimError(f"{test.__name__}: refuted_by is {what}; give a list of controls, such as [UNTRAINED]")
+        for option, given in lists.items():
+            if not isinstance(given, Sequence) or isinstance(given, str):
+                what = f"the control {given.name!r} itself" if isinstance(given, Control) else repr(given)
+                raise ClaimError(f"{test.__name__}: {option} is {what}; give a list of controls, such as [UNTRAINED]")
         vars(test).pop("__signature__", None)  # of an earlier mark
         marked = Claim(
             id=_default_id(test),
@@ -109,6 +115,7 @@ def claim(
             refutes=refutes,
             requested=requested,
             refuted_by=tuple(refuted_by),
+            not_measurable_on=tuple(not_measurable_on),
             body=test,
         )
         problems = _mark_problems(marked) or body_problems(test)
@@ -177,7 +184,7 @@ def _mark_problems(marked: Claim) -> list[str]:
         problems.append(f"evidence is {marked.evidence!r}; it must be one of {', '.join(EVIDENCE)}")
     if not marked.refuted_by:
         problems.append("needs refuted_by: name the controls on which the sentence is false")
-    given: tuple[object, ...] = marked.refuted_by
+    given: tuple[object, ...] = (*marked.refuted_by, *marked.not_measurable_on)
     names = [control.name for control in given if isinstance(control, Control)]
     if len(names) < len(given):
         stranger = next(one for one in given if not isinstance(one, Control))

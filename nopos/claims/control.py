@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -49,7 +50,8 @@ class Control:
     name: str
     lacks: str
     """A phrase on what it is, and on what a good subject has that it lacks."""
-    build: Callable[[], Subject]
+    build: Callable[..., Subject]
+    """Makes the model. If it has a parameter `subject`, it is made for each subject under test, such as of its size."""
     kind: Kind
     """`broken` does no task, or does it badly; `other task` does another one; `other mechanism` solves the task, but
     not in the way that the claims describe; `near miss` is a good subject but for one thing; `damaged artefact` is a
@@ -58,3 +60,19 @@ class Control:
     def __post_init__(self) -> None:
         """Refuse a kind that there is not."""
         require_one_of(f"the kind of control {self.name}", self.kind, KINDS, error=ClaimError)
+
+    @property
+    def is_for_each_subject(self) -> bool:
+        """Whether each subject under test has a model of its own made for it."""
+        return "subject" in inspect.signature(self.build).parameters
+
+    def model_for(self, subject: Subject) -> Subject:
+        """A model that the control stands for, beside this subject.
+
+        Raises:
+            ClaimError: what is made is no subject.
+        """
+        built: object = self.build(subject=subject) if self.is_for_each_subject else self.build()
+        if not isinstance(built, Subject):
+            raise ClaimError(f"control {self.name} builds {built!r}; it must build a subject")
+        return built

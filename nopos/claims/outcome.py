@@ -10,7 +10,7 @@ from typing import Literal
 from nopos.claims.claim import Claim
 from nopos.claims.control import Control, Subject
 from nopos.claims.measure import Comparison, Measure
-from nopos.errors import ClaimError
+from nopos.errors import ClaimError, NotMeasurableError
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,10 @@ class Outcome:
     exception: BaseException | None = None
 
     @property
-    def verdict(self) -> Literal["holds", "refuted", "error"]:
-        """An exception of any kind is an error, never a refutation."""
+    def verdict(self) -> Literal["holds", "refuted", "not measurable", "error"]:
+        """An exception is an error, never a refutation; NotMeasurableError says that nothing can be measured."""
+        if isinstance(self.exception, NotMeasurableError):
+            return "not measurable"
         if self.exception is not None:
             return "error"
         return "refuted" if self.false else "holds"
@@ -76,23 +78,27 @@ class Controls:
     """What one run keeps: each control built once, and each claim evaluated once on each of its controls.
 
     A control is known by itself, not by its name. A claim is known by its id and its function, so that one that was
-    defined anew under the old id is evaluated anew.
+    defined anew under the old id is evaluated anew. A control that is made for each subject is built, and evaluated,
+    once for each.
     """
 
     def __init__(self) -> None:
-        self._subjects: dict[Control, Subject] = {}
-        self._outcomes: dict[tuple[Control, str, object], Outcome] = {}
-        self._solves: dict[Control, bool] = {}
+        self._subjects: dict[_Built, Subject] = {}
+        self._outcomes: dict[tuple[_Built, str, object], Outcome] = {}
+        self._solves: dict[_Built, bool] = {}
         self._of_name: dict[str, list[Control]] = {}
 
-    def subject(self, control: Control) -> Subject:
-        """The control's model, built the first time it is wanted."""
-        if control not in self._subjects:
-            built: object = control.build()
-            if not isinstance(built, Subject):
-                raise ClaimError(f"control {control.name} builds {built!r}; it must build a subject")
-            self._subjects[control] = built
-        return self._subjects[control]
+    def subject(self, control: Control, beside: Subject) -> Subject:
+        """The control's model, built the first time it is wanted.
+
+        Args:
+            control: which.
+            beside: the subject under test, by which a control may be made.
+        """
+        key = _key(control, beside)
+        if key not in self._subjects:
+            self._subjects[key] = control.model_for(beside)
+        return self._subjects[key]
 
     def number(self, control: Control) -> int:
         """Which of the controls of its name it is, from 1, in the order in which this was asked or claims were planned.
@@ -106,26 +112,35 @@ class Controls:
 
     def plan(self, claim: Claim) -> None:
         """Number the controls of a claim that is to run: processes that plan the same claims number them alike."""
-        for control in claim.refuted_by:
+        for control in (*claim.refuted_by, *claim.not_measurable_on):
             self.number(control)
 
-    def built(self, control: Control) -> Subject | None:
+    def built(self, control: Control, beside: Subject) -> Subject | None:
         """The control's model if it has been built; None if it has not, or cannot be."""
-        return self._subjects.get(control)
+        return self._subjects.get(_key(control, beside))
 
-    def outcome(self, claim: Claim, control: Control) -> Outcome:
+    def outcome(self, claim: Claim, control: Control, beside: Subject) -> Outcome:
         """What comes out of a claim on a control; a control that cannot be built is an error like any other."""
-        key = (control, claim.id, claim.function)
+        key = (_key(control, beside), claim.id, claim.function)
         if key not in self._outcomes:
-            error = raised_by(lambda: self.subject(control))
+            error = raised_by(lambda: self.subject(control, beside))
             if error is not None:
                 self._outcomes[key] = Outcome(control.name, (), 0.0, error)
             else:
-                self._outcomes[key] = evaluate(claim, self.subject(control))
+                self._outcomes[key] = evaluate(claim, self.subject(control, beside))
         return self._outcomes[key]
 
-    def solves_the_task(self, control: Control) -> bool:
+    def solves_the_task(self, control: Control, beside: Subject) -> bool:
         """Whether the control's model does what it is for, asked once."""
-        if control not in self._solves:
-            self._solves[control] = self.subject(control).solves_the_task()
-        return self._solves[control]
+        key = _key(control, beside)
+        if key not in self._solves:
+            self._solves[key] = self.subject(control, beside).solves_the_task()
+        return self._solves[key]
+
+
+_Built = tuple[Control, str | None]
+"""A control, and the name of the subject that it is made for if it is made for one."""
+
+
+def _key(control: Control, beside: Subject) -> _Built:
+    return control, beside.name if control.is_for_each_subject else None

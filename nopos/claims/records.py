@@ -26,7 +26,7 @@ def records(verdict: Verdict, subject: Subject, controls: Controls) -> list[Reco
     """
     entries = [{"subject": subject_record(subject), "claim": _on_subject(verdict)}]
     for control, outcome in verdict.controls:
-        if (model := controls.built(control)) is not None:
+        if (model := controls.built(control, subject)) is not None:
             described = control_record(control, model, controls.number(control))
             entries.append({"subject": described, "claim": _on_control(verdict.claim, outcome)})
     return entries

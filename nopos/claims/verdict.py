@@ -31,8 +31,9 @@ class Verdict:
     claim: Claim
     subject: str
     """The subject's name."""
-    verdict: Literal["holds", "refuted", "error"]
-    """`error` if the claim could not be evaluated, or if its controls do not show that it can fail."""
+    verdict: Literal["holds", "refuted", "not measurable", "error"]
+    """`not measurable` if the subject lacks what the claim is about; `error` if the claim could not be evaluated for
+    another reason, or if its controls do not show that it can fail."""
     reasons: tuple[str, ...]
     """Why the verdict is not `holds`: empty if it is."""
     comparisons: tuple[Judged, ...]
@@ -62,15 +63,17 @@ def check(claim: Claim, subject: Subject, controls: Controls) -> Verdict:
 
     The claim holds if every comparison is true of the subject, and if its controls show that it can fail: none ends
     in an error, all make the same comparisons as the subject, each comparison is false on at least one of them, and
-    one that solves the task by another mechanism refutes a claim whose evidence is above `behavioural`.
+    one that solves the task by another mechanism refutes a claim whose evidence is above `behavioural`. On a control
+    that the claim names in `not_measurable_on` it must not be measurable, which makes no comparison false.
     """
     outcome = evaluate(claim, subject)
-    on_controls = tuple((control, controls.outcome(claim, control)) for control in claim.refuted_by)
+    named = (*claim.refuted_by, *claim.not_measurable_on)
+    on_controls = tuple((control, controls.outcome(claim, control, subject)) for control in named)
     if outcome.error is not None:  # most errors come again on every control, and say nothing of them
         reasons, weaknesses = [outcome.error], []
     else:
         reasons = [f"refuted: {comparison.describe()}" for comparison in outcome.false.values()]
-        weaknesses = _weaknesses(claim, outcome, on_controls, controls)
+        weaknesses = _weaknesses(claim, outcome, subject, dict(on_controls), controls)
     return Verdict(
         claim=claim,
         subject=subject.name,
@@ -90,13 +93,20 @@ def _refuting(comparison: Comparison, on_controls: tuple[tuple[Control, Outcome]
 
 
 def _weaknesses(
-    claim: Claim, on_subject: Outcome, on_controls: tuple[tuple[Control, Outcome], ...], controls: Controls
+    claim: Claim, on_subject: Outcome, subject: Subject, outcomes: dict[Control, Outcome], controls: Controls
 ) -> list[str]:
     """Why the controls do not show that this claim can fail; empty when they do."""
+    on_controls = tuple((control, outcomes[control]) for control in claim.refuted_by)
     problems = [
-        f"control {control.name}: {outcome.error}; an error is never a refutation"
+        f"control {control.name}: {outcome.error}; {_rule_broken(outcome)}"
         for control, outcome in on_controls
         if outcome.error is not None
+    ]
+    problems += [
+        f"control {control.name}: not_measurable_on names it, and "
+        + (outcomes[control].error or "it is; name the control in refuted_by")
+        for control in claim.not_measurable_on
+        if outcomes[control].verdict != "not measurable"
     ]
     if problems:
         return problems
@@ -111,17 +121,25 @@ def _weaknesses(
         for comparison in on_subject.comparisons
         if not _refuting(comparison, on_controls)
     ]
-    return problems + _blindness(claim, on_controls, controls)
+    return problems + _blindness(claim, subject, on_controls, controls)
 
 
-def _blindness(claim: Claim, on_controls: tuple[tuple[Control, Outcome], ...], controls: Controls) -> list[str]:
+def _rule_broken(outcome: Outcome) -> str:
+    if outcome.verdict == "not measurable":
+        return "a refutation is measured; name the control in not_measurable_on"
+    return "an error is never a refutation"
+
+
+def _blindness(
+    claim: Claim, subject: Subject, on_controls: tuple[tuple[Control, Outcome], ...], controls: Controls
+) -> list[str]:
     """A claim about the mechanism must tell it from another that is as good at the task."""
     if claim.evidence == "behavioural":
         return []
     for control, outcome in on_controls:
         if control.kind == "other mechanism" and outcome.verdict == "refuted":
-            error = raised_by(partial(controls.solves_the_task, control))
-            if error is None and controls.solves_the_task(control):
+            error = raised_by(partial(controls.solves_the_task, control, subject))
+            if error is None and controls.solves_the_task(control, subject):
                 return []
             if error is not None:
                 return [f"control {control.name}: whether it solves the task: {type(error).__name__}: {error}"]

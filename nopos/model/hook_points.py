@@ -34,7 +34,8 @@ def hook_point(layer: int, activation: str) -> str:
 def layer_of(name: str) -> int | None:
     """The layer that a hook point lies in; None before the first layer and after the last."""
     prefix, _, rest = name.partition(".")
-    return int(rest.partition(".")[0]) if prefix == "blocks" else None
+    layer = rest.partition(".")[0]
+    return int(layer) if prefix == "blocks" and layer.isdecimal() else None
 
 
 def stop_after(hook_points: Iterable[str]) -> int | None:

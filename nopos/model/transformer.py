@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 
-from nopos.errors import AnalysisError, ConfigError
+from nopos.errors import AnalysisError, ConfigError, NotMeasurableError
 from nopos.model.config import LAYER_NORM_EPS, ModelConfig
-from nopos.model.hook_points import stop_after
+from nopos.model.hook_points import layer_of, stop_after
 from nopos.model.parameters import initial_parameters, parameter_shapes, trainable
 
 T = TypeVar("T")
@@ -176,10 +176,10 @@ class NoPosTransformer(HookedRootModule):
         """The block of a layer.
 
         Raises:
-            AnalysisError: there is no such layer.
+            NotMeasurableError: there is no such layer.
         """
         if not 0 <= layer < self.config.n_layers:
-            raise AnalysisError(f"layer is {layer}; this model's are 0 to {self.config.n_layers - 1}")
+            raise NotMeasurableError(f"layer is {layer}; this model's are 0 to {self.config.n_layers - 1}")
         block = self.blocks[layer]
         assert isinstance(block, TransformerBlock)
         return block
@@ -244,9 +244,11 @@ class NoPosTransformer(HookedRootModule):
         return analysis(self)
 
     def require_hook_point(self, name: str) -> None:
-        """Raise AnalysisError unless the model has the hook point."""
+        """Raise AnalysisError unless the model has the hook point; NotMeasurableError if what it lacks is the layer."""
         if name not in self.hook_dict:
-            raise AnalysisError(
+            layer = layer_of(name)
+            error = AnalysisError if layer is None or layer < self.config.n_layers else NotMeasurableError
+            raise error(
                 f"there is no hook point {name!r}; names are as in {list(self.hook_dict)[-3]!r}, "
                 f"and layers are 0 to {self.config.n_layers - 1}"
             )

@@ -42,10 +42,10 @@ def run(pytester: pytest.Pytester, built: dict[str, Subject], monkeypatch: pytes
     """Run claims on the reference model; gives pytester's result and the ledger, None where none was written."""
     build = Controls.subject
 
-    def subject(of_session: Controls, control: Control) -> Subject:
+    def subject(of_session: Controls, control: Control, beside: Subject) -> Subject:
         if control in (controls.UNTRAINED, controls.RELAY):
-            of_session._subjects[control] = built[control.name]
-        return build(of_session, control)
+            of_session._subjects[control, None] = built[control.name]
+        return build(of_session, control, beside)
 
     monkeypatch.setattr(Controls, "subject", subject)
     monkeypatch.setattr(controls, "reference", lambda: built["reference"])

@@ -9,6 +9,7 @@ import pytest
 from nopos.claims.control import Control
 from nopos.claims.outcome import Controls
 from nopos.claims.verdict import check
+from nopos.errors import NotMeasurableError
 from tests.support.fake_subjects import Fake, claimed, control
 
 
@@ -206,9 +207,60 @@ def test_two_controls_of_one_name_in_one_run_each_get_a_model_of_their_own():
     """One refutes the first claim; the other is as good as the subject, so the second claim must not pass."""
     bad, good = control("spoilt"), control("spoilt", loss=0.0, share=0.9)
     first, second, controls = claimed(bad), replace(claimed(good), id="second"), Controls()
-    assert controls.subject(bad) is not controls.subject(good)
+    assert controls.subject(bad, Fake()) is not controls.subject(good, Fake())
     for order in ((first, second), (second, first)):
         verdicts = {claim.id: check(claim, Fake(), controls) for claim in order}
         assert verdicts[first.id].verdict == "holds"
         assert verdicts["second"].verdict == "error"
         assert "cannot tell good from spoilt" in verdicts["second"].reason
+
+
+def about_layers(subject, measure):
+    """It has two layers, and the second matters."""
+    if "second" not in subject.numbers:
+        raise NotMeasurableError("has one layer")
+    assert measure("share of the second", subject["second"]) > 0.5
+
+
+GOOD_LAYERS = Fake("good", {"second": 0.9})
+IDLE, ONE_LAYER = control("idle", second=0.1), control("one layer")
+
+
+def test_a_control_on_which_a_claim_cannot_be_measured_is_declared_and_refutes_no_comparison():
+    claim = claimed(IDLE, not_measurable_on=[ONE_LAYER], body=about_layers)
+    verdict = check(claim, GOOD_LAYERS, Controls())
+    assert verdict.as_expected
+    assert [outcome.verdict for _, outcome in verdict.controls] == ["refuted", "not measurable"]
+    assert [one.name for one in verdict.comparisons[0].refuted_by] == ["idle"]
+
+
+def test_it_is_no_refutation_by_accident():
+    claim = claimed(IDLE, ONE_LAYER, body=about_layers)
+    verdict = check(claim, GOOD_LAYERS, Controls())
+    assert verdict.verdict == "error"
+    assert "control one layer: NotMeasurableError: has one layer; a refutation is measured" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (IDLE, "control idle: not_measurable_on names it, and it is; name the control in refuted_by"),
+        (
+            Control("gone", "all", lambda: 1 / 0, "broken"),
+            "control gone: not_measurable_on names it, and ZeroDivisionError: division by zero",
+        ),
+    ],
+    ids=["measured", "another error"],
+)
+def test_what_is_declared_must_be_so(where, message):
+    claim = claimed(control("lazy", second=0.2), not_measurable_on=[where], body=about_layers)
+    verdict = check(claim, GOOD_LAYERS, Controls())
+    assert verdict.verdict == "error"
+    assert message in verdict.reason
+
+
+def test_a_subject_on_which_nothing_can_be_measured_is_not_as_expected():
+    claim = claimed(IDLE, not_measurable_on=[ONE_LAYER], body=about_layers)
+    verdict = check(claim, Fake("flat", {}), Controls())
+    assert (verdict.verdict, verdict.as_expected) == ("not measurable", False)
+    assert "NotMeasurableError: has one layer" in verdict.reason
