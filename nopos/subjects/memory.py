@@ -17,16 +17,32 @@ MEMORY = ("_kept", "_of_weights")
 """The attributes that what is remembered is put into."""
 
 
+class _Remembered:
+    """A tensor, or a tuple of them, and how often each had been written into when it was kept."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self._versions = self._versions_now()
+
+    def was_written_into(self) -> bool:
+        return self._versions_now() != self._versions
+
+    def _versions_now(self) -> list[int]:
+        tensors = self.value if isinstance(self.value, tuple) else (self.value,)
+        return [one._version for one in tensors if isinstance(one, Tensor)]
+
+
 class RememberingTransformer(NoPosTransformer):
     """Keeps what was read of it, for as long as its owner vouches that weights and hooks are as they were.
 
     An analysis reads a dozen activations of the same unedited model, and the next analysis the same again. What is
-    kept is handed out itself, not as a copy: an analysis does not write into what it reads.
+    kept is handed out itself, not as a copy: an analysis must not write into what it reads, and `was_written_into` says
+    if one did.
     """
 
-    _kept: tuple[tuple[Tensor, dict[str, Tensor]], ...] = ()
+    _kept: tuple[tuple[Tensor, dict[str, _Remembered]], ...] = ()
     _hooks: tuple[tuple[int, ...], ...] = ()
-    _of_weights: dict[Callable[[NoPosTransformer], Any], Any]
+    _of_weights: dict[Callable[[NoPosTransformer], Any], _Remembered]
     _vouched_for = False
 
     def remember(self, *batches: Int[Tensor, "_ _"]) -> None:
@@ -48,8 +64,9 @@ class RememberingTransformer(NoPosTransformer):
         """As of any model, remembered."""
         kept = self._of(tokens)
         if LOGITS not in kept:
-            kept[LOGITS] = super().logits(tokens)
-        return kept[LOGITS]
+            kept[LOGITS] = _Remembered(super().logits(tokens))
+        logits: Tensor = kept[LOGITS].value
+        return logits
 
     @torch.no_grad()
     def activations(
@@ -59,19 +76,24 @@ class RememberingTransformer(NoPosTransformer):
         kept = self._of(tokens)
         missing = [name for name in hook_points if name not in kept]
         if missing:
-            kept |= super().activations(tokens, missing)
-        return {name: kept[name] for name in hook_points}
+            kept |= {name: _Remembered(value) for name, value in super().activations(tokens, missing).items()}
+        return {name: kept[name].value for name in hook_points}
 
     def of_weights(self, analysis: Callable[[NoPosTransformer], T]) -> T:
         """As of any model, remembered."""
         if not self._vouched_for or hooks_of(self) != self._hooks:
             return analysis(self)
         if analysis not in self._of_weights:
-            self._of_weights[analysis] = analysis(self)
-        kept: T = self._of_weights[analysis]
+            self._of_weights[analysis] = _Remembered(analysis(self))
+        kept: T = self._of_weights[analysis].value
         return kept
 
-    def _of(self, tokens: Tensor) -> dict[str, Tensor]:
+    def was_written_into(self) -> bool:
+        """Whether something that is remembered was changed in place, as far as torch counts such changes."""
+        of_tokens = (one for _, record in self._kept for one in record.values())
+        return any(one.was_written_into() for one in (*self._of_weights.values(), *of_tokens))
+
+    def _of(self, tokens: Tensor) -> dict[str, _Remembered]:
         """What is kept for these tokens; an empty record that is thrown away where nothing may be kept."""
         if self._vouched_for and hooks_of(self) == self._hooks:
             for known, record in self._kept:

@@ -152,7 +152,8 @@ class Subject(ModelSubject):
 
     def _changed(self) -> list[str]:
         of_checkpoint = ["checkpoint"] if not same_tensors(self._checkpoint.parameters, self._kept.parameters) else []
-        return super()._changed() + of_checkpoint
+        read = ["activations"] if self.model.was_written_into() or self.folded.was_written_into() else []
+        return super()._changed() + of_checkpoint + read
 
     def _memory(self) -> tuple[str, ...]:
         return MEMORY

@@ -191,9 +191,9 @@ def test_after_all_claims_what_is_kept_is_what_a_fresh_model_gives(evaluated):
         fresh = NoPosTransformer(model.config, model.parameter_tensors())
         for tokens, kept in batches:
             expected = {LOGITS: fresh.logits(tokens), **fresh.activations(tokens, list(fresh.hook_dict))}
-            changed = [name for name, value in kept.items() if not torch.equal(value, expected[name])]
+            changed = [name for name, one in kept.items() if not torch.equal(one.value, expected[name])]
             assert changed == []
         for analysis, kept in model._of_weights.items():
-            expected, read = (each if isinstance(each, tuple) else (each,) for each in (analysis(fresh), kept))
+            expected, read = (each if isinstance(each, tuple) else (each,) for each in (analysis(fresh), kept.value))
             assert all(torch.equal(one, other) for one, other in zip(expected, read, strict=True)), analysis
     assert len(subject.folded._of_weights) == 3

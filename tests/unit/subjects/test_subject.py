@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nopos.errors import ClaimError
+from nopos.mechanism.count import dilution, median_dilution
 from nopos.mechanism.decode import contributions
 from nopos.methods.activations import activation
 from nopos.methods.interventions import logits_with
@@ -219,6 +220,26 @@ def test_whatever_is_set_on_a_module_is_found_and_mended(which, spoil, message):
         spoil(getattr(subject, which))
     with subject.proven_unchanged():
         assert subject.loss == loss
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda model, tokens: model.logits(tokens).mul_(0),
+        lambda model, tokens: model.activations(tokens, [ATTN_OUT])[ATTN_OUT].add_(1),
+        lambda folded: folded.of_weights(dilution).zero_(),
+    ],
+    ids=["logits", "an activation", "what is read off the weights"],
+)
+def test_an_analysis_that_writes_into_what_it_reads_is_found_and_the_next_reads_what_is_right(write):
+    subject = UNTRAINED.build()
+    expected = subject.run(loss_on), subject.run(activation, hook_point=ATTN_OUT), subject.run(median_dilution)
+    with pytest.raises(ClaimError, match="changed its activations"), subject.proven_unchanged():
+        subject.run(write)
+    with subject.proven_unchanged():
+        assert subject.run(loss_on) == expected[0]
+        assert torch.equal(subject.run(activation, hook_point=ATTN_OUT), expected[1])
+        assert torch.equal(subject.run(median_dilution), expected[2])
 
 
 def test_another_dtype_is_a_change():
