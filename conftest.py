@@ -19,6 +19,11 @@ pytest_plugins = ["nopos.subjects.plugin", "pytester"]
 DEFAULT_MARKERS = "not slow"
 MOST_PROCESSES = 4
 """Each takes ten seconds to start and a gigabyte of memory."""
+NEED_ONE_PROCESS = (
+    "keyword", "lf", "failedfirst", "usepdb", "trace", "collectonly", "setuponly", "setupshow", "setupplan",
+    "benchmark_only", "maxprocesses",
+)  # fmt: skip
+"""Options of pytest that select some tests, or that show what one process does."""
 IMPORTING_TORCH = ("micro", "command", "disk", "shapes", "claim_sessions", "shipped_claims")
 """The fixtures in tests/support; they take seconds to import."""
 
@@ -29,8 +34,10 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
     A selection starts sooner in one process, and so do the slow tests, whose training has use for all cores at once.
     """
-    option, processes = config.option, min(os.cpu_count() or 1, MOST_PROCESSES)
-    selected = any(config.getoption(name, False) for name in ("keyword", "collectonly", "usepdb", "lf", "failedfirst"))
+    option = config.option
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = min(cores, MOST_PROCESSES)
+    selected = option.capture == "no" or any(config.getoption(name, False) for name in NEED_ONE_PROCESS)
     of_default = config.args_source is pytest.Config.ArgsSource.TESTPATHS and option.markexpr == DEFAULT_MARKERS
     is_worker = hasattr(config, "workerinput")
     with_xdist = config.pluginmanager.hasplugin("xdist") and option.numprocesses is None and option.dist == "no"
@@ -47,4 +54,5 @@ def pytest_configure(config: pytest.Config) -> None:
     if getattr(config.option, "dist", "no") == "no":
         for name in IMPORTING_TORCH:
             config.pluginmanager.import_plugin(f"tests.support.{name}")
+    config.addinivalue_line("markers", "xdist_group: tests that one process runs; here for runs without xdist")
     config.addinivalue_line("filterwarnings", "default::nopos.errors.DamagedCacheEntry")

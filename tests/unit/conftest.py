@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("nopos", deadline=None, derandomize=os.environ.get("CI", "") not in ("", "0", "false"))
+in_ci = os.environ.get("CI", "") not in ("", "0", "false")
+too_slow = [HealthCheck.too_slow]  # a busy machine is no finding
+settings.register_profile("nopos", deadline=None, derandomize=in_ci, suppress_health_check=too_slow)
 settings.load_profile("nopos")

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from hashlib import sha256
@@ -370,13 +371,16 @@ def test_ctrl_c_during_training_ends_with_130_and_leaves_nothing(own_cache, comm
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
-        while process.stderr.readline() != "training\n":
-            assert process.poll() is None
-        time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
+        stalled = threading.Timer(120, process.kill)
+        stalled.start()
         try:
+            while (line := process.stderr.readline()) != "training\n":
+                assert line, "it ended, or stalled, before it trained"
+            time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)
         finally:
+            stalled.cancel()
             process.kill()  # or leaving the block would wait for the end of a training
     assert process.returncode == 130
     lines = [line for line in (out + err).splitlines() if line != "training"]
