@@ -27,6 +27,11 @@ _ARITHMETIC = sys.stdlib_module_names | {"torch", "numpy", "scipy", "None"}
 """Packages whose functions do arithmetic with the numbers that they are given; builtins are among them."""
 
 
+def measured_values(call: ast.Call) -> list[ast.expr]:
+    """The value in `measure(name, value, unit)`, by position or by name."""
+    return [*call.args[1:2], *(option.value for option in call.keywords if option.arg == "value")]
+
+
 def hidden_numbers(call: ast.Call, bound: ast.expr, names: Names) -> list[str]:
     """What is wrong with the numbers of one measurement.
 
@@ -35,10 +40,9 @@ def hidden_numbers(call: ast.Call, bound: ast.expr, names: Names) -> list[str]:
         bound: what it is compared with.
         names: of the claim that it stands in.
     """
-    values = [*call.args[1:2], *(option.value for option in call.keywords if option.arg == "value")]
     problems = [
         f"{number} is a second free number that hides in a measurement; measure the ratio, or both quantities"
-        for value in values
+        for value in measured_values(call)
         for number in free_numbers(value, names)
     ]
     if names.is_measured(bound):

@@ -14,6 +14,8 @@ from types import ModuleType
 from nopos.errors import ClaimError
 
 WrittenFunction = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+_KNOWN = {"config", "task"}
+"""What of a subject is known without measuring: its sizes, and what it was trained to do."""
 
 
 class Names:
@@ -79,19 +81,20 @@ class Names:
         return next((path for path in paths if path is not None), None)
 
     def is_measured(self, node: ast.AST) -> bool:
-        """Whether a value comes from the subject. Its sizes, `subject.config`, are known before any measurement."""
+        """Whether a value comes from the subject. Its sizes and its task are known before any measurement."""
         waiting, seen = [node], set[str]()
         while waiting:
             part = waiting.pop()
-            path = self.path_from_subject(part)
-            if path is not None:
-                if path[:1] != ("config",):
+            if isinstance(part, ast.Name):
+                if part.id == "subject":
                     return True
-            elif not isinstance(part, ast.Name):
+                if part.id not in seen:
+                    seen.add(part.id)
+                    waiting += self.made(part.id)
+            elif isinstance(part, ast.Call) and self.functions(part.func):
+                waiting.append(part.func)  # what it is given counts where its parameters are used
+            elif not (isinstance(part, ast.Attribute) and part.attr in _KNOWN):
                 waiting += ast.iter_child_nodes(part)
-            elif part.id not in seen:
-                seen.add(part.id)
-                waiting += self.made(part.id)
         return False
 
     def _follow(self, of_file: dict[str, list[ast.AST]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterator
 
-from nopos.claims.hidden_numbers import hidden_conditions, hidden_numbers
+from nopos.claims.hidden_numbers import hidden_conditions, hidden_numbers, measured_values
 from nopos.claims.names import Names
 
 _COMPARISONS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
@@ -18,8 +18,8 @@ _BY_TEXT = {"getattr", "vars"}
 def body_problems(test: Callable[..., None]) -> list[str]:
     """In what a claim's body breaks a rule: empty when in nothing.
 
-    Every assert is `assert measure(...) < bound`, `measure` stands nowhere else, no free number but the bound takes
-    part in what is measured, and nothing tells which model the subject is.
+    Every assert is `assert measure(...) < bound`, `measure` stands nowhere else, what is measured comes from the
+    subject, no free number but the bound takes part in it, and nothing tells which model the subject is.
     """
     names = Names(test)
     asserted = [node.test for node in ast.walk(names.function) if isinstance(node, ast.Assert)]
@@ -33,6 +33,7 @@ def body_problems(test: Callable[..., None]) -> list[str]:
     if not asserted:
         problems.append("asserts nothing; a claim needs at least one measured comparison")
     for call, bound in measurements:
+        problems += _not_measured(call, names)
         problems += hidden_numbers(call, bound, names)
     return list(dict.fromkeys([*problems, *hidden_conditions(names), *_identifications(names)]))
 
@@ -54,6 +55,14 @@ def _other_measures(function: ast.FunctionDef, allowed: list[ast.expr]) -> Itera
             yield f"line {part.lineno} uses measure outside an assert; only assert measure(...) < bound counts"
     if sum(isinstance(part, ast.arg) and part.arg == "measure" for part in ast.walk(function)) > 1:
         yield "has an inner function with a measure of its own; there is only one"
+
+
+def _not_measured(call: ast.Call, names: Names) -> Iterator[str]:
+    """What is wrong with where the value of `measure(name, value, unit)` comes from."""
+    for value in measured_values(call):
+        if not names.is_measured(value):
+            where = "does not come from the subject; its config and task may be read, not measured"
+            yield f"`{ast.unparse(value)}` is measured and {where}"
 
 
 def _identifications(names: Names) -> Iterator[str]:

@@ -57,6 +57,7 @@ from nopos.subjects.subject import SOLVED
 LIMIT = 0.3
 HALF = 0.5
 WEIGHTS = (0.25, 1)
+SEEN = []
 
 def largest(subject, layer):
     return max(subject.run(analysis, layer=layer).values())
@@ -76,6 +77,9 @@ def halved(a):
 
 def named(model):
     return len(model.name)
+
+def context(model):
+    return model.config.n_ctx
 
 def floored(a):
     if a > 0.3:
@@ -207,7 +211,7 @@ def test_a_free_number_in_a_bound_that_is_measured_is_seen(tmp_path, lines, wher
         (['assert measure("a", len(vars(subject.checkpoint))) < 1'], "vars(subject.checkpoint)"),
         (['assert measure("a", len(subject._name)) < 1'], "subject._name"),
         (
-            ["if subject.checkpoint.recipe is None:", "    return", 'assert measure("a", 1) < 1'],
+            ["if subject.checkpoint.recipe is None:", "    return", 'assert measure("a", subject.a) < 1'],
             "subject.checkpoint.recipe",
         ),
         (['assert measure("a", named(subject)) < 1'], "model.name"),
@@ -217,6 +221,32 @@ def test_a_free_number_in_a_bound_that_is_measured_is_seen(tmp_path, lines, wher
 def test_a_question_which_model_it_is_is_seen(tmp_path, lines, asked):
     assert problems(tmp_path, lines) == [
         f"`{asked}` can tell which model it is; a claim is decided by what is measured alone"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "value"),
+    [
+        (['assert measure("a", 1) < 2'], "1"),
+        (["SEEN.append(0)", 'assert measure("a", len(SEEN)) < 2'], "len(SEEN)"),
+        (["b = 0", "if subject.a > subject.b:", "    b = 1", 'assert measure("a", b) < 1'], "b"),
+        (
+            ['assert measure("a", float(subject.config.kind == "learned")) < 1'],
+            "float(subject.config.kind == 'learned')",
+        ),
+        (["sizes = subject.config", 'assert measure("a", value=sizes.n_ctx) < 1'], "sizes.n_ctx"),
+        (["one, = [subject]", 'assert measure("a", one.task.offset) < 1'], "one.task.offset"),
+        (['assert measure("a", context(subject)) < 1'], "context(subject)"),
+        (
+            ['assert measure("a", (lambda model: model.config.n_ctx)(subject)) < 1'],
+            "(lambda model: model.config.n_ctx)(subject)",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_value_that_does_not_come_from_the_subject_is_seen(tmp_path, lines, value):
+    assert problems(tmp_path, lines) == [
+        f"`{value}` is measured and does not come from the subject; its config and task may be read, not measured"
     ]
 
 
@@ -230,7 +260,7 @@ def test_weights_sizes_and_task_may_be_read_and_other_things_have_names_too(tmp_
 def test_names_that_make_each_other_are_followed_once(tmp_path):
     lines = ["a = b = subject.a", "a = b - 0.7", "b = a", 'assert measure("a", a) < 0']
     assert problems(tmp_path, lines) == [f"0.7 in `b - 0.7` {HIDES}"]
-    assert problems(tmp_path, ["a = b", "b = a", 'assert measure("a", a) < 0']) == []
+    assert problems(tmp_path, ["a = b", "b = a", 'assert measure("a", subject.a - a) < 0']) == []
 
 
 @pytest.mark.parametrize(
@@ -244,12 +274,15 @@ def test_names_that_make_each_other_are_followed_once(tmp_path):
         (['assert measure("a", subject.a) is not None'], "is not of the form"),
         (['assert measure("a", subject.a)'], "is not of the form"),
         (
-            ['low = measure("a", subject.a) < 1', 'assert measure("b", 1) < 2'],
+            ['low = measure("a", subject.a) < 1', 'assert measure("b", subject.b) < 2'],
             f"line {AFTER_HEAD + 3} uses measure outside an assert",
         ),
-        (["again = measure", 'assert measure("b", 1) < 2'], f"line {AFTER_HEAD + 3} uses measure outside an assert"),
         (
-            ["def inner(measure):", "    pass", 'assert measure("b", 1) < 2'],
+            ["again = measure", 'assert measure("b", subject.b) < 2'],
+            f"line {AFTER_HEAD + 3} uses measure outside an assert",
+        ),
+        (
+            ["def inner(measure):", "    pass", 'assert measure("b", subject.b) < 2'],
             "has an inner function with a measure of its own; there is only one",
         ),
     ],
