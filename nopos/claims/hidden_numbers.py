@@ -126,7 +126,7 @@ def _leading_to_call(call: ast.Call, names: Names) -> list[ast.AST]:
 
 def _takes_options(called: ast.AST, names: Names) -> bool:
     """Whether what is called is a method of the subject, or an imported function that is no general arithmetic."""
-    if isinstance(called, ast.Attribute) and names.path_from_subject(called.value) == ():
+    if isinstance(called, ast.Attribute) and names.is_subject(called.value):
         return True
     function = names.value(called)
     return callable(function) and str(getattr(function, "__module__", None)).split(".")[0] not in _ARITHMETIC

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterator
+from operator import attrgetter, methodcaller
+from types import ModuleType
 
 from nopos.claims.hidden_numbers import hidden_conditions, hidden_numbers, measured_values
 from nopos.claims.names import Names
@@ -11,8 +13,8 @@ from nopos.claims.names import Names
 _COMPARISONS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
 _IDENTIFYING = {"name", "record", "sha256", "recipe", "seed", "train", "losses", "made_with", "path", "describe"}
 """What of a subject, or of its checkpoint, tells which model it is and not what it does."""
-_BY_TEXT = {"getattr", "vars"}
-"""Builtins that read an attribute without naming it."""
+_BY_TEXT = (getattr, vars, eval, exec, attrgetter, methodcaller)
+"""What reads an attribute without naming it."""
 
 
 def body_problems(test: Callable[..., None]) -> list[str]:
@@ -68,10 +70,16 @@ def _not_measured(call: ast.Call, names: Names) -> Iterator[str]:
 def _identifications(names: Names) -> Iterator[str]:
     """Where the text asks which model the subject is: a verdict must come of what the model does."""
     for part in names.parts():
-        asked = part.args[:1] if isinstance(part, ast.Call) else []
-        by_text = isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id in _BY_TEXT
-        path = names.path_from_subject(asked[0] if by_text and asked else part)
-        private = isinstance(part, ast.Attribute) and part.attr.startswith("_")
-        named = isinstance(part, ast.Attribute) and part.attr in _IDENTIFYING
-        if path is not None and (by_text or private or named):
+        if _can_identify(part, names):
             yield f"`{ast.unparse(part)}` can tell which model it is; a claim is decided by what is measured alone"
+
+
+def _can_identify(part: ast.AST, names: Names) -> bool:
+    """Whether a part of the text could read what tells which model it is, of whatever: the subject has many names."""
+    if isinstance(part, ast.Attribute) and (part.attr in _IDENTIFYING or part.attr.startswith("_")):
+        return not isinstance(names.value(part.value), ModuleType)
+    if isinstance(part, ast.MatchClass):
+        return True
+    if isinstance(part, ast.arg):
+        return part.arg == "request"
+    return any(names.value(part) is reader for reader in _BY_TEXT)

@@ -76,6 +76,18 @@ CHEATS = [
         id="decided by the training",
     ),
     pytest.param(
+        GOOD.replace("assert", "one, = [subject]\n    assert").replace(
+            "subject.loss", 'len(one.name) - len("reference")'
+        ),
+        "`one.name` can tell which model it is",
+        id="decided by the name of something made of it",
+    ),
+    pytest.param(
+        GOOD.replace("measure)", "measure, request)"),
+        "`request` can tell which model it is",
+        id="asked of pytest",
+    ),
+    pytest.param(
         GOOD.replace("[UNTRAINED]", '["untrained"]'),
         "names 'untrained' as a control; give a Control",
         id="no control at all",

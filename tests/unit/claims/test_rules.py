@@ -49,7 +49,9 @@ FINE = [
 
 HEAD = """
 import math
+import operator
 import torch
+from operator import attrgetter as by_name
 from nopos.methods.statistics import relative_range
 from nopos.subjects import subject as elsewhere
 from nopos.subjects.subject import SOLVED
@@ -207,14 +209,28 @@ def test_a_free_number_in_a_bound_that_is_measured_is_seen(tmp_path, lines, wher
         (['assert measure("a", subject.record()["seed"]) < 1'], "subject.record"),
         (['assert measure("a", subject.checkpoint.sha256 == "ab") < 1'], "subject.checkpoint.sha256"),
         (["of = subject.checkpoint", 'assert measure("a", of.seed) < 1'], "of.seed"),
-        (['assert measure("a", len(getattr(subject, "name"))) < 1'], "getattr(subject, 'name')"),
-        (['assert measure("a", len(vars(subject.checkpoint))) < 1'], "vars(subject.checkpoint)"),
+        (['assert measure("a", len(getattr(subject, "name"))) < 1'], "getattr"),
+        (['assert measure("a", len(vars(subject.checkpoint))) < 1'], "vars"),
         (['assert measure("a", len(subject._name)) < 1'], "subject._name"),
         (
             ["if subject.checkpoint.recipe is None:", "    return", 'assert measure("a", subject.a) < 1'],
             "subject.checkpoint.recipe",
         ),
         (['assert measure("a", named(subject)) < 1'], "model.name"),
+        (["one, = [subject]", 'assert measure("a", len(one.name)) < 1'], "one.name"),
+        (['assert measure("a", len([s for s in [subject]][0].name)) < 1'], "[s for s in [subject]][0].name"),
+        (['assert measure("a", len(max([subject], key=id).name)) < 1'], "max([subject], key=id).name"),
+        (
+            ['assert measure("a", len(subject.__class__.told(subject))) < 1'],
+            "subject.__class__",
+        ),
+        (['assert measure("a", len(operator.attrgetter("name")(subject))) < 1'], "operator.attrgetter"),
+        (['assert measure("a", len(by_name("name")(subject))) < 1'], "by_name"),
+        (['assert measure("a", eval("len(subject.name)", {"subject": subject})) < 1'], "eval"),
+        (
+            ["match subject:", "    case object(name='b'):", "        pass", 'assert measure("a", subject.a) < 1'],
+            "object(name='b')",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -250,11 +266,22 @@ def test_a_value_that_does_not_come_from_the_subject_is_seen(tmp_path, lines, va
     ]
 
 
-def test_weights_sizes_and_task_may_be_read_and_other_things_have_names_too(tmp_path):
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [("request", "request"), ("read=by_name('name')", "by_name")],
+    ids=["the fixture of the test itself", "by default"],
+)
+def test_a_parameter_that_tells_which_model_it_is_is_seen(tmp_path, given, asked):
+    assert problems(tmp_path, ['assert measure("a", subject.a) < 1'], f"subject, measure, {given}") == [
+        f"`{asked}` can tell which model it is; a claim is decided by what is measured alone"
+    ]
+
+
+def test_weights_sizes_and_task_may_be_read_and_modules_have_names_too(tmp_path):
     weights = (
         'measure("a", subject.checkpoint.parameters["a"].sum() / subject.config.n_ctx - subject.task.target_offset)'
     )
-    assert problems(tmp_path, [f"assert {weights} < 1", 'assert measure("b", subject.run(analysis).name) < 1']) == []
+    assert problems(tmp_path, [f"assert {weights} < 1", 'assert measure("b", subject.run(elsewhere.name)) < 1']) == []
 
 
 def test_names_that_make_each_other_are_followed_once(tmp_path):
