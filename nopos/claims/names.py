@@ -15,6 +15,8 @@ from types import ModuleType
 from nopos.errors import ClaimError
 
 WrittenFunction = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+_GIVEN = {"subject", "measure"}
+"""What a claim is given, whatever else its file calls so."""
 _KNOWN = {"config", "task"}
 """What of a subject is known without measuring: its sizes, and what it was trained to do."""
 
@@ -38,7 +40,8 @@ class Names:
         self._values = vars(builtins) | written.__globals__
         self._made = _grouped(_parameters_made(self.function))
         self._roots: list[ast.AST] = [self.function.args, *self.function.body]
-        self._follow(_grouped(pair for node in _outside_functions(file) for pair in _assigned(node)))
+        of_file = _grouped(pair for node in _outside_functions(file) for pair in _assigned(node))
+        self._follow({name: values for name, values in of_file.items() if name not in _GIVEN})
         for call in [part for part in self.parts() if isinstance(part, ast.Call)]:
             for name, given in self._given(call):
                 self._made.setdefault(name, []).append(given)
@@ -58,7 +61,7 @@ class Names:
         return [one for one in candidates if isinstance(one, WrittenFunction)]
 
     def value(self, node: ast.AST) -> object:
-        """What an imported or built-in name, or an attribute of an imported module, stands for; None if it is neither."""
+        """What an imported or built-in name, or an attribute of an imported module, stands for; else None."""
         if isinstance(node, ast.Attribute):
             module = self.value(node.value)
             return getattr(module, node.attr, None) if isinstance(module, ModuleType) else None
@@ -158,6 +161,9 @@ def _assigned(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     """Each name to which a node gives a value, a function or something added in place, and what it gives."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         yield node.name, node
+    if isinstance(node, ast.Match):
+        captures = (part for case in node.cases for part in ast.walk(case.pattern))
+        yield from ((part.name, node.subject) for part in captures if isinstance(part, ast.MatchAs) and part.name)
     for target, value in _targets(node):
         yield from ((part.id, value) for part in ast.walk(target) if isinstance(part, ast.Name))
 

@@ -88,6 +88,16 @@ CHEATS = [
         id="asked of pytest",
     ),
     pytest.param(
+        GOOD.replace('"loss", subject.loss, "nats"', '*("loss", subject.loss - 0.7)'),
+        "is not of the form assert measure(name, value, unit) < bound",
+        id="a value that is not seen",
+    ),
+    pytest.param(
+        GOOD.replace("subject.loss", "[0, 1][int(subject.loss > 0.7)]"),
+        "0.7 in `subject.loss > 0.7` is a second free number",
+        id="a number in an index that is measured",
+    ),
+    pytest.param(
         GOOD.replace("[UNTRAINED]", '["untrained"]'),
         "names 'untrained' as a control; give a Control",
         id="no control at all",

@@ -34,6 +34,8 @@ FINE = [
     ["for factor in (2.0, 0.5):", '    assert measure(f"a {factor}", subject.at(factor)) < 0.7'],
     ["for offset in (1, 2):", '    assert measure(f"a {2 * offset}", subject.at(offset)) < 0.7'],
     ['assert measure("a", subject.a / torch.arange(2, 5)) < 0.7'],
+    ['assert measure("a", subject.a[2:5, subject.at(3), subject.b > 0]) < 0.7'],
+    ["match subject.run(analysis, stride=2):", "    case (one, _):", '        assert measure("a", one) < 0.7'],
     ['assert measure("a", subject.a.sum(dim=2).topk(k=3).diagonal(offset=2)) < 0.7'],
     ['assert measure("a", (subject.a > 0).mean() if subject.a > subject.b else 0) < 0.7'],
     ['assert measure("a", subject.run(analysis, stride=2 * 3)) < 0.7'],
@@ -79,6 +81,12 @@ def halved(a):
 
 def named(model):
     return len(model.name)
+
+def drawn(request):
+    return request.param
+
+def subject(request):
+    return request.node.name
 
 def context(model):
     return model.config.n_ctx
@@ -157,12 +165,19 @@ HIDDEN = [
     # comparisons and conditions
     (['assert measure("a", (subject.a > 0.3).mean()) < 1'], "0.3 in `subject.a > 0.3`"),
     (['assert measure("a", subject.a if subject.b > 0.3 else 0) < 1'], "0.3 in `subject.b > 0.3`"),
+    # indices and ranges that are measured
+    (['assert measure("a", [0, 1][int(subject.a > 0.7)]) < 1'], "0.7 in `subject.a > 0.7`"),
+    (['assert measure("a", subject.a[2, subject.b > 0.7].sum()) < 1'], "0.7 in `subject.b > 0.7`"),
+    (['assert measure("a", len(range(int(subject.a / 0.7)))) < 1'], "0.7 in `subject.a / 0.7`"),
 ]
 
 IN_A_CONDITION = [
     ["a = subject.a", "if subject.b > 0.3:", "    a = 0", 'assert measure("a", a) < 1'],
     ["a = subject.b", "while a > 0.3:", "    a = a - 1", 'assert measure("a", a) < 1'],
     ['assert measure("a", floored(subject.a)) < 1'],
+    ["match subject.b > 0.3:", "    case True:", "        raise ValueError", 'assert measure("a", subject.a) < 1'],
+    ["match subject.b:", "    case b if b > 0.3:", "        raise ValueError", 'assert measure("a", subject.a) < 1'],
+    ["subject.b > 0.3 or all.append(1)", 'assert measure("a", subject.a) < 1'],
 ]
 
 MEASURED_BOUNDS = [
@@ -190,7 +205,7 @@ def test_a_second_free_number_in_what_a_parameter_is_by_default_is_seen(tmp_path
     assert seen == [f"{number} in `half * subject.b` {HIDES}"]
 
 
-@pytest.mark.parametrize("lines", IN_A_CONDITION, ids=["if", "while", "in a function"])
+@pytest.mark.parametrize("lines", IN_A_CONDITION, ids=["if", "while", "in a function", "match", "guard", "or"])
 def test_a_second_free_number_in_a_condition_is_seen(tmp_path, lines):
     (problem,) = problems(tmp_path, lines)
     assert problem.endswith("is a second free number that hides in a condition; measure what it is compared with")
@@ -221,7 +236,7 @@ def test_a_free_number_in_a_bound_that_is_measured_is_seen(tmp_path, lines, wher
         (['assert measure("a", len([s for s in [subject]][0].name)) < 1'], "[s for s in [subject]][0].name"),
         (['assert measure("a", len(max([subject], key=id).name)) < 1'], "max([subject], key=id).name"),
         (
-            ['assert measure("a", len(subject.__class__.told(subject))) < 1'],
+            ['assert measure("a", len(subject.__class__.wrote(subject))) < 1'],
             "subject.__class__",
         ),
         (['assert measure("a", len(operator.attrgetter("name")(subject))) < 1'], "operator.attrgetter"),
@@ -284,6 +299,11 @@ def test_weights_sizes_and_task_may_be_read_and_modules_have_names_too(tmp_path)
     assert problems(tmp_path, [f"assert {weights} < 1", 'assert measure("b", subject.run(elsewhere.name)) < 1']) == []
 
 
+def test_what_a_fixture_of_the_file_asks_of_pytest_is_its_own_affair(tmp_path):
+    lines = ['assert measure("a", subject.at(drawn)) < 1']
+    assert problems(tmp_path, lines, "subject, measure, drawn") == []
+
+
 def test_names_that_make_each_other_are_followed_once(tmp_path):
     lines = ["a = b = subject.a", "a = b - 0.7", "b = a", 'assert measure("a", a) < 0']
     assert problems(tmp_path, lines) == [f"0.7 in `b - 0.7` {HIDES}"]
@@ -294,12 +314,22 @@ def test_names_that_make_each_other_are_followed_once(tmp_path):
     ("lines", "problem"),
     [
         (["pass"], "asserts nothing"),
-        (["assert subject.a < 1"], "`assert subject.a < 1` is not of the form assert measure(...) < bound"),
+        (
+            ["assert subject.a < 1"],
+            "`assert subject.a < 1` is not of the form assert measure(name, value, unit) < bound",
+        ),
         (['assert 0 < measure("a", subject.a) < 1'], "is not of the form"),
         (['assert measure("a", subject.a) < 1 < 2'], "is not of the form"),
         (['assert not measure("a", subject.a) < 1'], "is not of the form"),
         (['assert measure("a", subject.a) is not None'], "is not of the form"),
         (['assert measure("a", subject.a)'], "is not of the form"),
+        (['assert measure(*("a", subject.a - 0.7)) < 0'], "is not of the form"),
+        (['assert measure("a", **{"value": subject.a - 0.7}) < 0'], "is not of the form"),
+        (['assert measure("a") < 0'], "is not of the form"),
+        (
+            ["from math import pi", 'assert measure("a", subject.a - pi) < 0'],
+            "imports within its text: `from math import pi`; import at the head of the file, where it can be seen",
+        ),
         (
             ['low = measure("a", subject.a) < 1', 'assert measure("b", subject.b) < 2'],
             f"line {AFTER_HEAD + 3} uses measure outside an assert",
