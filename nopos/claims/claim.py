@@ -22,6 +22,7 @@ EVIDENCE: tuple[Evidence, ...] = get_args(Evidence)
 FIXTURE = "nopos_subject"
 """The fixture that pytest is asked for, so that a project can have a fixture called `subject`."""
 _ATTRIBUTE = "__nopos_claim__"
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 Test = TypeVar("Test", bound=Callable[..., None])
 
@@ -192,6 +193,8 @@ def _mark_problems(marked: Claim) -> list[str]:
     elif len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         problems.append(f"names a control twice, or two controls of one name: {twice!r}; messages tell them by name")
-    if not {"subject", "measure"} <= set(inspect.signature(marked.body).parameters):
-        problems.append("must take subject and measure")
+    parameters = inspect.signature(marked.body).parameters.values()
+    plain = {one.name for one in parameters if one.kind in _BY_NAME and one.default is one.empty}
+    if not {"subject", "measure"} <= plain:
+        problems.append("must take subject and measure, each by its name and without a default")
     return problems

@@ -1,9 +1,10 @@
 """The rule that no second free number hides inside a measurement: `a - 0.7 * b < 0` is two quantities and two bounds.
 
 A number other than 0, 1 and -1 that leads to a measured value is refused, wherever in the claim's file it stands,
-unless it says *which* rather than *how much*. These say which: an index or a slice; what `range` and `arange` are
-given; a `dim`, `axis`, `k` or `offset`; an option of a method of the subject, or of an imported function that is not
-general arithmetic as Python's and torch's are. A bound is a number, or what is known without measuring.
+unless it says *which* rather than *how much*. These say which: an index, a slice, and what `range` and `arange` are
+given, as long as these are not measured; a `dim`, `axis`, `k` or `offset`; an option of a method of the subject, or
+of an imported function that is not general arithmetic as Python's and torch's are. A bound is a number, or what is
+known without measuring.
 
 What cannot be seen is a number in another file's functions, in an attribute of a class or an object, in a fixture or
 a parameter of pytest's, in a condition within an analysis, in a function around the claim, or one that is made of
@@ -27,18 +28,16 @@ _ARITHMETIC = sys.stdlib_module_names | {"torch", "numpy", "scipy", "None"}
 """Packages whose functions do arithmetic with the numbers that they are given; builtins are among them."""
 
 
-def hidden_numbers(call: ast.Call, bound: ast.expr, names: Names) -> list[str]:
+def hidden_numbers(value: ast.expr, bound: ast.expr, names: Names) -> list[str]:
     """What is wrong with the numbers of one measurement.
 
     Args:
-        call: `measure(name, value, unit)`.
+        value: what is measured.
         bound: what it is compared with.
         names: of the claim that it stands in.
     """
-    values = [*call.args[1:2], *(option.value for option in call.keywords if option.arg == "value")]
     problems = [
         f"{number} is a second free number that hides in a measurement; measure the ratio, or both quantities"
-        for value in values
         for number in free_numbers(value, names)
     ]
     if names.is_measured(bound):
@@ -51,13 +50,23 @@ def hidden_numbers(call: ast.Call, bound: ast.expr, names: Names) -> list[str]:
 
 def hidden_conditions(names: Names) -> list[str]:
     """What is wrong with the statements that run if something measured compares with a number."""
-    tests = [part.test for part in names.parts() if isinstance(part, ast.If | ast.While)]
     return [
         f"{number} is a second free number that hides in a condition; measure what it is compared with"
-        for test in tests
-        if names.is_measured(test)
+        for test in map(_condition, names.parts())
+        if test is not None and names.is_measured(test)
         for number in free_numbers(test, names)
     ]
+
+
+def _condition(node: ast.AST) -> ast.expr | None:
+    """On what it depends which statements run; an expression that stands alone, such as `a or b()`, is one of them."""
+    if isinstance(node, ast.If | ast.While):
+        return node.test
+    if isinstance(node, ast.Match):
+        return node.subject
+    if isinstance(node, ast.match_case):
+        return node.guard
+    return node.value if isinstance(node, ast.Expr) and not isinstance(node.value, ast.Call) else None
 
 
 def free_numbers(node: ast.AST, names: Names) -> Iterator[str]:
@@ -93,7 +102,8 @@ def _is_number(value: object) -> TypeGuard[float]:
 def _leading_to(node: ast.AST, names: Names) -> list[ast.AST]:
     """The parts of a node by which its value becomes what it is, without those that say which."""
     if isinstance(node, ast.Subscript):
-        return [node.value]
+        indices = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        return [node.value, *(index for index in indices if names.is_measured(index))]
     if isinstance(node, ast.Call):
         return _leading_to_call(node, names)
     if isinstance(node, ast.Lambda):
@@ -111,7 +121,7 @@ def _leading_to_call(call: ast.Call, names: Names) -> list[ast.AST]:
     called = call.func
     name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
     if name in _RANGES:
-        return []
+        return [each for each in call.args if names.is_measured(each)]
     if names.functions(called):
         return [called]  # what it is given is what its parameters stand for
     given = [*call.args, *(option.value for option in call.keywords if option.arg not in _POSITIONS)]
@@ -122,7 +132,7 @@ def _leading_to_call(call: ast.Call, names: Names) -> list[ast.AST]:
 
 def _takes_options(called: ast.AST, names: Names) -> bool:
     """Whether what is called is a method of the subject, or an imported function that is no general arithmetic."""
-    if isinstance(called, ast.Attribute) and names.path_from_subject(called.value) == ():
+    if isinstance(called, ast.Attribute) and names.is_subject(called.value):
         return True
     function = names.value(called)
     return callable(function) and str(getattr(function, "__module__", None)).split(".")[0] not in _ARITHMETIC

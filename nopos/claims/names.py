@@ -7,6 +7,7 @@ and functions. It is read as one: a name stands for all that any of this text ma
 from __future__ import annotations
 
 import ast
+import builtins
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
@@ -14,6 +15,10 @@ from types import ModuleType
 from nopos.errors import ClaimError
 
 WrittenFunction = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+_GIVEN = {"subject", "measure"}
+"""What a claim is given, whatever else its file calls so."""
+_KNOWN = {"config", "task"}
+"""What of a subject is known without measuring: its sizes, and what it was trained to do."""
 
 
 class Names:
@@ -32,10 +37,11 @@ class Names:
         except (OSError, StopIteration):
             place = "write it in a file or a notebook's cell"
             raise ClaimError(f"{test.__name__}: its text cannot be read; {place}") from None
-        self._values = written.__globals__
+        self._values = vars(builtins) | written.__globals__
         self._made = _grouped(_parameters_made(self.function))
-        self._roots: list[ast.AST] = [*self.function.body]
-        self._follow(_grouped(pair for node in _outside_functions(file) for pair in _assigned(node)))
+        self._roots: list[ast.AST] = [self.function.args, *self.function.body]
+        of_file = _grouped(pair for node in _outside_functions(file) for pair in _assigned(node))
+        self._follow({name: values for name, values in of_file.items() if name not in _GIVEN})
         for call in [part for part in self.parts() if isinstance(part, ast.Call)]:
             for name, given in self._given(call):
                 self._made.setdefault(name, []).append(given)
@@ -55,43 +61,33 @@ class Names:
         return [one for one in candidates if isinstance(one, WrittenFunction)]
 
     def value(self, node: ast.AST) -> object:
-        """What an imported name, or an attribute of an imported module, stands for; None if the node is neither."""
+        """What an imported or built-in name, or an attribute of an imported module, stands for; else None."""
         if isinstance(node, ast.Attribute):
             module = self.value(node.value)
             return getattr(module, node.attr, None) if isinstance(module, ModuleType) else None
         return self._values.get(node.id) if isinstance(node, ast.Name) and not self.made(node.id) else None
 
-    def path_from_subject(self, node: ast.AST, seen: frozenset[str] = frozenset()) -> tuple[str, ...] | None:
-        """The attributes by which a node is reached from the subject; none for the subject, None for what is no part.
-
-        Args:
-            node: an expression.
-            seen: names that are being followed.
-        """
-        if isinstance(node, ast.Attribute):
-            path = self.path_from_subject(node.value, seen)
-            return None if path is None else (*path, node.attr)
+    def is_subject(self, node: ast.AST, seen: frozenset[str] = frozenset()) -> bool:
+        """Whether a node is the subject, or a name that stands for it. `seen` are names that are being followed."""
         if not isinstance(node, ast.Name) or node.id in seen:
-            return None
-        if node.id == "subject":
-            return ()
-        paths = (self.path_from_subject(one, seen | {node.id}) for one in self.made(node.id))
-        return next((path for path in paths if path is not None), None)
+            return False
+        return node.id == "subject" or any(self.is_subject(one, seen | {node.id}) for one in self.made(node.id))
 
     def is_measured(self, node: ast.AST) -> bool:
-        """Whether a value comes from the subject. Its sizes, `subject.config`, are known before any measurement."""
+        """Whether a value comes from the subject. Its sizes and its task are known before any measurement."""
         waiting, seen = [node], set[str]()
         while waiting:
             part = waiting.pop()
-            path = self.path_from_subject(part)
-            if path is not None:
-                if path[:1] != ("config",):
+            if isinstance(part, ast.Name):
+                if part.id == "subject":
                     return True
-            elif not isinstance(part, ast.Name):
+                if part.id not in seen:
+                    seen.add(part.id)
+                    waiting += self.made(part.id)
+            elif isinstance(part, ast.Call) and self.functions(part.func):
+                waiting.append(part.func)  # what it is given counts where its parameters are used
+            elif not (isinstance(part, ast.Attribute) and part.attr in _KNOWN):
                 waiting += ast.iter_child_nodes(part)
-            elif part.id not in seen:
-                seen.add(part.id)
-                waiting += self.made(part.id)
         return False
 
     def _follow(self, of_file: dict[str, list[ast.AST]]) -> None:
@@ -165,6 +161,9 @@ def _assigned(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     """Each name to which a node gives a value, a function or something added in place, and what it gives."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         yield node.name, node
+    if isinstance(node, ast.Match):
+        captures = (part for case in node.cases for part in ast.walk(case.pattern))
+        yield from ((part.name, node.subject) for part in captures if isinstance(part, ast.MatchAs) and part.name)
     for target, value in _targets(node):
         yield from ((part.id, value) for part in ast.walk(target) if isinstance(part, ast.Name))
 

@@ -12,10 +12,14 @@ from tests.support.claim_sessions import GOOD, PREAMBLE, check_rejected
 CAUSAL = GOOD.replace("behavioural", "causal")
 
 CHEATS = [
-    pytest.param(GOOD + '    assert measure("again", 1.0) is not None\n', "is not of the form", id="compared with is"),
-    pytest.param(GOOD + '    assert measure("again", 1.0) in (1.0,)\n', "is not of the form", id="compared with in"),
     pytest.param(
-        GOOD + '    with pytest.raises(Exception):\n        assert measure("again", float("nan")) < 1\n',
+        GOOD + '    assert measure("again", subject.loss) is not None\n', "is not of the form", id="compared with is"
+    ),
+    pytest.param(
+        GOOD + '    assert measure("again", subject.loss) in (1.0,)\n', "is not of the form", id="compared with in"
+    ),
+    pytest.param(
+        GOOD + '    with pytest.raises(Exception):\n        assert measure("again", float("nan") * subject.loss) < 1\n',
         "again is nan; it must be finite",
         id="an error that the body swallows",
     ),
@@ -25,14 +29,34 @@ CHEATS = [
         id="a measure of its own",
     ),
     pytest.param(
-        GOOD + '    if subject.loss > 1:\n        assert measure("again", 1.0) < 0.5\n',
+        GOOD + '    if subject.loss > 1:\n        assert measure("again", subject.loss) < 0.5\n',
         "compares other names or bounds on untrained than on reference",
         id="a comparison on the control alone",
     ),
     pytest.param(
-        GOOD + '    assert measure("again", 1.0) < subject.loss\n',
+        GOOD + '    assert measure("again", subject.loss) < subject.loss\n',
         "compares other names or bounds on untrained than on reference",
         id="another bound on the control",
+    ),
+    pytest.param(
+        "CALLS = []\n"
+        + GOOD.replace("assert", "CALLS.append(0)\n    assert")
+        .replace("subject.loss", "len(CALLS)")
+        .replace("0.1", "2"),
+        "`len(CALLS)` is measured and does not come from the subject",
+        id="decided by how often it was called",
+    ),
+    pytest.param(
+        CAUSAL.replace("UNTRAINED", "LEARNED_POSITIONS").replace(
+            "subject.loss", 'float(subject.config.positions == "learned")'
+        ),
+        "is measured and does not come from the subject; its config and task may be read, not measured",
+        id="decided by the sizes",
+    ),
+    pytest.param(
+        GOOD.replace("measure)", "measure=None)"),
+        "must take subject and measure, each by its name and without a default",
+        id="a measure that can be left out",
     ),
     pytest.param(
         GOOD.replace("subject.loss", 'len(subject.name) - len("reference")'),
@@ -50,6 +74,28 @@ CHEATS = [
         ),
         "`weights.seed` can tell which model it is",
         id="decided by the training",
+    ),
+    pytest.param(
+        GOOD.replace("assert", "one, = [subject]\n    assert").replace(
+            "subject.loss", 'len(one.name) - len("reference")'
+        ),
+        "`one.name` can tell which model it is",
+        id="decided by the name of something made of it",
+    ),
+    pytest.param(
+        GOOD.replace("measure)", "measure, request)"),
+        "`request` can tell which model it is",
+        id="asked of pytest",
+    ),
+    pytest.param(
+        GOOD.replace('"loss", subject.loss, "nats"', '*("loss", subject.loss - 0.7)'),
+        "is not of the form assert measure(name, value, unit) < bound",
+        id="a value that is not seen",
+    ),
+    pytest.param(
+        GOOD.replace("subject.loss", "[0, 1][int(subject.loss > 0.7)]"),
+        "0.7 in `subject.loss > 0.7` is a second free number",
+        id="a number in an index that is measured",
     ),
     pytest.param(
         GOOD.replace("[UNTRAINED]", '["untrained"]'),
@@ -149,7 +195,7 @@ class TestOther:
     @claim(evidence="behavioural", source="here", refuted_by=[UNTRAINED])
     def test_the_loss_is_low(self, subject, measure):
         '''It is.'''
-        assert measure("loss", 0.0) < 0.1
+        assert measure("loss", 0 * subject.loss) < 0.1
 """
 
 

@@ -71,6 +71,16 @@ def unmeasured(subject):
     assert subject
 
 
+def by_default(subject=None, *, measure):
+    """Its subject can be left out."""
+    assert measure("loss", subject["loss"]) < 1.0
+
+
+def by_position(subject, measure, /):
+    """Its parameters have no names."""
+    assert measure("loss", subject["loss"]) < 1.0
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("body", "changes", "problem"),
@@ -88,7 +98,9 @@ def unmeasured(subject):
         (low, {"refuted_by": None}, "low: refuted_by is None; give a list of controls"),
         (low, {"refuted_by": ["untrained"]}, "names 'untrained' as a control; give a Control"),
         (low, {"refuted_by": [control("a"), control("a")]}, "names a control twice, or two controls of one name: 'a'"),
-        (unmeasured, {}, "must take subject and measure"),
+        (unmeasured, {}, "must take subject and measure, each by its name and without a default"),
+        (by_default, {}, "must take subject and measure, each by its name and without a default"),
+        (by_position, {}, "must take subject and measure, each by its name and without a default"),
     ],
 )
 def test_a_mark_that_breaks_a_rule_is_refused(body, changes, problem):

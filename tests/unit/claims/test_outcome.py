@@ -32,9 +32,9 @@ def test_an_early_false_comparison_lets_the_body_go_on():
 def test_keyword_arguments_with_defaults_keep_them():
     def at(subject, measure, offset=1):
         """It is measured at an offset."""
-        assert measure("offset", offset) < 1
+        assert measure("loss", subject["loss"] * offset) < 1
 
-    assert evaluate(claimed(control(), body=at), Fake()).comparisons[0].value == 1.0
+    assert evaluate(claimed(control(), body=at), Fake("bad", {"loss": 9.0})).comparisons[0].value == 9.0
 
 
 @pytest.fixture

@@ -34,6 +34,8 @@ FINE = [
     ["for factor in (2.0, 0.5):", '    assert measure(f"a {factor}", subject.at(factor)) < 0.7'],
     ["for offset in (1, 2):", '    assert measure(f"a {2 * offset}", subject.at(offset)) < 0.7'],
     ['assert measure("a", subject.a / torch.arange(2, 5)) < 0.7'],
+    ['assert measure("a", subject.a[2:5, subject.at(3), subject.b > 0]) < 0.7'],
+    ["match subject.run(analysis, stride=2):", "    case (one, _):", '        assert measure("a", one) < 0.7'],
     ['assert measure("a", subject.a.sum(dim=2).topk(k=3).diagonal(offset=2)) < 0.7'],
     ['assert measure("a", (subject.a > 0).mean() if subject.a > subject.b else 0) < 0.7'],
     ['assert measure("a", subject.run(analysis, stride=2 * 3)) < 0.7'],
@@ -49,7 +51,9 @@ FINE = [
 
 HEAD = """
 import math
+import operator
 import torch
+from operator import attrgetter as by_name
 from nopos.methods.statistics import relative_range
 from nopos.subjects import subject as elsewhere
 from nopos.subjects.subject import SOLVED
@@ -57,6 +61,7 @@ from nopos.subjects.subject import SOLVED
 LIMIT = 0.3
 HALF = 0.5
 WEIGHTS = (0.25, 1)
+SEEN = []
 
 def largest(subject, layer):
     return max(subject.run(analysis, layer=layer).values())
@@ -76,6 +81,15 @@ def halved(a):
 
 def named(model):
     return len(model.name)
+
+def drawn(request):
+    return request.param
+
+def subject(request):
+    return request.node.name
+
+def context(model):
+    return model.config.n_ctx
 
 def floored(a):
     if a > 0.3:
@@ -151,12 +165,19 @@ HIDDEN = [
     # comparisons and conditions
     (['assert measure("a", (subject.a > 0.3).mean()) < 1'], "0.3 in `subject.a > 0.3`"),
     (['assert measure("a", subject.a if subject.b > 0.3 else 0) < 1'], "0.3 in `subject.b > 0.3`"),
+    # indices and ranges that are measured
+    (['assert measure("a", [0, 1][int(subject.a > 0.7)]) < 1'], "0.7 in `subject.a > 0.7`"),
+    (['assert measure("a", subject.a[2, subject.b > 0.7].sum()) < 1'], "0.7 in `subject.b > 0.7`"),
+    (['assert measure("a", len(range(int(subject.a / 0.7)))) < 1'], "0.7 in `subject.a / 0.7`"),
 ]
 
 IN_A_CONDITION = [
     ["a = subject.a", "if subject.b > 0.3:", "    a = 0", 'assert measure("a", a) < 1'],
     ["a = subject.b", "while a > 0.3:", "    a = a - 1", 'assert measure("a", a) < 1'],
     ['assert measure("a", floored(subject.a)) < 1'],
+    ["match subject.b > 0.3:", "    case True:", "        raise ValueError", 'assert measure("a", subject.a) < 1'],
+    ["match subject.b:", "    case b if b > 0.3:", "        raise ValueError", 'assert measure("a", subject.a) < 1'],
+    ["subject.b > 0.3 or all.append(1)", 'assert measure("a", subject.a) < 1'],
 ]
 
 MEASURED_BOUNDS = [
@@ -184,7 +205,7 @@ def test_a_second_free_number_in_what_a_parameter_is_by_default_is_seen(tmp_path
     assert seen == [f"{number} in `half * subject.b` {HIDES}"]
 
 
-@pytest.mark.parametrize("lines", IN_A_CONDITION, ids=["if", "while", "in a function"])
+@pytest.mark.parametrize("lines", IN_A_CONDITION, ids=["if", "while", "in a function", "match", "guard", "or"])
 def test_a_second_free_number_in_a_condition_is_seen(tmp_path, lines):
     (problem,) = problems(tmp_path, lines)
     assert problem.endswith("is a second free number that hides in a condition; measure what it is compared with")
@@ -203,14 +224,28 @@ def test_a_free_number_in_a_bound_that_is_measured_is_seen(tmp_path, lines, wher
         (['assert measure("a", subject.record()["seed"]) < 1'], "subject.record"),
         (['assert measure("a", subject.checkpoint.sha256 == "ab") < 1'], "subject.checkpoint.sha256"),
         (["of = subject.checkpoint", 'assert measure("a", of.seed) < 1'], "of.seed"),
-        (['assert measure("a", len(getattr(subject, "name"))) < 1'], "getattr(subject, 'name')"),
-        (['assert measure("a", len(vars(subject.checkpoint))) < 1'], "vars(subject.checkpoint)"),
+        (['assert measure("a", len(getattr(subject, "name"))) < 1'], "getattr"),
+        (['assert measure("a", len(vars(subject.checkpoint))) < 1'], "vars"),
         (['assert measure("a", len(subject._name)) < 1'], "subject._name"),
         (
-            ["if subject.checkpoint.recipe is None:", "    return", 'assert measure("a", 1) < 1'],
+            ["if subject.checkpoint.recipe is None:", "    return", 'assert measure("a", subject.a) < 1'],
             "subject.checkpoint.recipe",
         ),
         (['assert measure("a", named(subject)) < 1'], "model.name"),
+        (["one, = [subject]", 'assert measure("a", len(one.name)) < 1'], "one.name"),
+        (['assert measure("a", len([s for s in [subject]][0].name)) < 1'], "[s for s in [subject]][0].name"),
+        (['assert measure("a", len(max([subject], key=id).name)) < 1'], "max([subject], key=id).name"),
+        (
+            ['assert measure("a", len(subject.__class__.wrote(subject))) < 1'],
+            "subject.__class__",
+        ),
+        (['assert measure("a", len(operator.attrgetter("name")(subject))) < 1'], "operator.attrgetter"),
+        (['assert measure("a", len(by_name("name")(subject))) < 1'], "by_name"),
+        (['assert measure("a", eval("len(subject.name)", {"subject": subject})) < 1'], "eval"),
+        (
+            ["match subject:", "    case object(name='b'):", "        pass", 'assert measure("a", subject.a) < 1'],
+            "object(name='b')",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -220,36 +255,91 @@ def test_a_question_which_model_it_is_is_seen(tmp_path, lines, asked):
     ]
 
 
-def test_weights_sizes_and_task_may_be_read_and_other_things_have_names_too(tmp_path):
+@pytest.mark.parametrize(
+    ("lines", "value"),
+    [
+        (['assert measure("a", 1) < 2'], "1"),
+        (["SEEN.append(0)", 'assert measure("a", len(SEEN)) < 2'], "len(SEEN)"),
+        (["b = 0", "if subject.a > subject.b:", "    b = 1", 'assert measure("a", b) < 1'], "b"),
+        (
+            ['assert measure("a", float(subject.config.kind == "learned")) < 1'],
+            "float(subject.config.kind == 'learned')",
+        ),
+        (["sizes = subject.config", 'assert measure("a", value=sizes.n_ctx) < 1'], "sizes.n_ctx"),
+        (["one, = [subject]", 'assert measure("a", one.task.offset) < 1'], "one.task.offset"),
+        (['assert measure("a", context(subject)) < 1'], "context(subject)"),
+        (
+            ['assert measure("a", (lambda model: model.config.n_ctx)(subject)) < 1'],
+            "(lambda model: model.config.n_ctx)(subject)",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_value_that_does_not_come_from_the_subject_is_seen(tmp_path, lines, value):
+    assert problems(tmp_path, lines) == [
+        f"`{value}` is measured and does not come from the subject; its config and task may be read, not measured"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [("request", "request"), ("read=by_name('name')", "by_name")],
+    ids=["the fixture of the test itself", "by default"],
+)
+def test_a_parameter_that_tells_which_model_it_is_is_seen(tmp_path, given, asked):
+    assert problems(tmp_path, ['assert measure("a", subject.a) < 1'], f"subject, measure, {given}") == [
+        f"`{asked}` can tell which model it is; a claim is decided by what is measured alone"
+    ]
+
+
+def test_weights_sizes_and_task_may_be_read_and_modules_have_names_too(tmp_path):
     weights = (
         'measure("a", subject.checkpoint.parameters["a"].sum() / subject.config.n_ctx - subject.task.target_offset)'
     )
-    assert problems(tmp_path, [f"assert {weights} < 1", 'assert measure("b", subject.run(analysis).name) < 1']) == []
+    assert problems(tmp_path, [f"assert {weights} < 1", 'assert measure("b", subject.run(elsewhere.name)) < 1']) == []
+
+
+def test_what_a_fixture_of_the_file_asks_of_pytest_is_its_own_affair(tmp_path):
+    lines = ['assert measure("a", subject.at(drawn)) < 1']
+    assert problems(tmp_path, lines, "subject, measure, drawn") == []
 
 
 def test_names_that_make_each_other_are_followed_once(tmp_path):
     lines = ["a = b = subject.a", "a = b - 0.7", "b = a", 'assert measure("a", a) < 0']
     assert problems(tmp_path, lines) == [f"0.7 in `b - 0.7` {HIDES}"]
-    assert problems(tmp_path, ["a = b", "b = a", 'assert measure("a", a) < 0']) == []
+    assert problems(tmp_path, ["a = b", "b = a", 'assert measure("a", subject.a - a) < 0']) == []
 
 
 @pytest.mark.parametrize(
     ("lines", "problem"),
     [
         (["pass"], "asserts nothing"),
-        (["assert subject.a < 1"], "`assert subject.a < 1` is not of the form assert measure(...) < bound"),
+        (
+            ["assert subject.a < 1"],
+            "`assert subject.a < 1` is not of the form assert measure(name, value, unit) < bound",
+        ),
         (['assert 0 < measure("a", subject.a) < 1'], "is not of the form"),
         (['assert measure("a", subject.a) < 1 < 2'], "is not of the form"),
         (['assert not measure("a", subject.a) < 1'], "is not of the form"),
         (['assert measure("a", subject.a) is not None'], "is not of the form"),
         (['assert measure("a", subject.a)'], "is not of the form"),
+        (['assert measure(*("a", subject.a - 0.7)) < 0'], "is not of the form"),
+        (['assert measure("a", **{"value": subject.a - 0.7}) < 0'], "is not of the form"),
+        (['assert measure("a") < 0'], "is not of the form"),
         (
-            ['low = measure("a", subject.a) < 1', 'assert measure("b", 1) < 2'],
+            ["from math import pi", 'assert measure("a", subject.a - pi) < 0'],
+            "imports within its text: `from math import pi`; import at the head of the file, where it can be seen",
+        ),
+        (
+            ['low = measure("a", subject.a) < 1', 'assert measure("b", subject.b) < 2'],
             f"line {AFTER_HEAD + 3} uses measure outside an assert",
         ),
-        (["again = measure", 'assert measure("b", 1) < 2'], f"line {AFTER_HEAD + 3} uses measure outside an assert"),
         (
-            ["def inner(measure):", "    pass", 'assert measure("b", 1) < 2'],
+            ["again = measure", 'assert measure("b", subject.b) < 2'],
+            f"line {AFTER_HEAD + 3} uses measure outside an assert",
+        ),
+        (
+            ["def inner(measure):", "    pass", 'assert measure("b", subject.b) < 2'],
             "has an inner function with a measure of its own; there is only one",
         ),
     ],
