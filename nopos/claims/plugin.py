@@ -81,6 +81,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     config = session.config
     if config.option.collectonly:
         return
+    if not config.stash[_RUN].loaders and any(_claim_of(item) is not None for item in session.items):
+        raise pytest.UsageError("nopos: no provider names a subject; implement pytest_nopos_subjects in conftest.py")
     of_subjects: dict[str, list[Claim]] = {}
     for item in session.items:
         if isinstance(item, pytest.Function) and (claim := _claim_of(item)) is not None:
@@ -102,7 +104,8 @@ def nopos_subject(request: pytest.FixtureRequest) -> Subject:
     try:
         return request.config.stash[_RUN].subject(request.param)
     except NoposError as error:
-        pytest.fail(f"{request.param}: {error}", pytrace=False)
+        problem = f"{request.param}: {error}"
+    pytest.fail(problem, pytrace=False)  # here, or pytest would print both errors
 
 
 @pytest.hookimpl(wrapper=True)
