@@ -123,8 +123,8 @@ def test_a_loader_that_gives_no_subject_fails_its_tests_in_one_line(project, pyt
     pytester.makeconftest(CONFTEST.replace('lambda: Coin("fair", 0.5)', "object"))
     result = project("-mnot slow")
     result.assert_outcomes(errors=2, deselected=2)
-    told = "fair: its loader gives a value of type object; it must give a subject, as ModelSubject is"
-    result.stdout.fnmatch_lines([told, f"  * setup failed: {told}"])
+    message = "fair: its loader gives a value of type object; it must give a subject, as ModelSubject is"
+    result.stdout.fnmatch_lines([message, f"  * setup failed: {message}"])
     assert "During handling" not in result.stdout.str()
 
 
@@ -138,9 +138,9 @@ def test_what_a_loader_raises_is_the_reason_of_its_claims(project, pytester):
 @pytest.mark.parametrize("provider", ["", "def pytest_nopos_subjects(config):\n    return []"], ids=["none", "empty"])
 def test_claims_without_a_subject_are_one_line_and_other_tests_run(project, pytester, provider):
     pytester.makeconftest(CONFTEST.partition("def pytest_nopos_subjects")[0] + provider)
-    told = "ERROR: nopos: no provider names a subject; implement pytest_nopos_subjects in conftest.py"
+    message = "ERROR: nopos: no provider names a subject; implement pytest_nopos_subjects in conftest.py"
     result = project()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines([told])
+    result.stderr.fnmatch_lines([message])
     pytester.makepyfile("def test_that_is_no_claim():\n    pass")
     project().assert_outcomes(passed=1)
