@@ -135,12 +135,22 @@ def test_what_a_loader_raises_is_the_reason_of_its_claims(project, pytester):
     result.stdout.fnmatch_lines(["*setup failed: ZeroDivisionError: division by zero*"])
 
 
+NO_SUBJECT = "nopos: no provider names a subject; implement pytest_nopos_subjects in conftest.py"
+
+
 @pytest.mark.parametrize("provider", ["", "def pytest_nopos_subjects(config):\n    return []"], ids=["none", "empty"])
 def test_claims_without_a_subject_are_one_line_and_other_tests_run(project, pytester, provider):
     pytester.makeconftest(CONFTEST.partition("def pytest_nopos_subjects")[0] + provider)
-    message = "ERROR: nopos: no provider names a subject; implement pytest_nopos_subjects in conftest.py"
     result = project()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines([message])
+    result.stderr.fnmatch_lines([f"ERROR: {NO_SUBJECT}"])
     pytester.makepyfile("def test_that_is_no_claim():\n    pass")
     project().assert_outcomes(passed=1)
+
+
+def test_claims_without_a_subject_are_an_error_and_no_crash_under_xdist(project, pytester):
+    pytester.makeconftest(CONFTEST.partition("def pytest_nopos_subjects")[0])
+    result = project("-n1")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines([NO_SUBJECT])
+    result.stdout.no_fnmatch_line("INTERNALERROR*")
