@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import warnings
@@ -14,11 +15,39 @@ from typing import Any
 from nopos.errors import ConfigError, NoposError, TrainingError
 
 OK, UNEXPECTED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+NOT_READ = 141
+"""As of a program that SIGPIPE ends, so that a shell with `pipefail` knows it."""
 MOST_SEEDS = 1_000_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 as expected, 1 not so, 2 bad input, 130 interrupted."""
+    """Run a command; returns the exit code.
+
+    It is 0 as expected, 1 not so, 2 bad input or no place for the output, 130 interrupted, 141 if nobody reads the
+    output to its end.
+    """
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()  # here, because what fails when Python ends is a traceback
+    except BrokenPipeError:  # the reader has what it wanted, as `head` does
+        _discard_output()
+        return NOT_READ
+    except OSError as error:
+        if error.filename is not None:  # it was to open a file; a write to the output has no file's name
+            raise
+        _discard_output()
+        print(f"nopos: the output cannot be written ({error.strerror}); send it elsewhere", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _discard_output() -> None:
+    """Let nothing that is still to be written fail again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     options.command = shlex.join(["nopos", *(sys.argv[1:] if arguments is None else arguments)])
     try:

@@ -49,7 +49,7 @@ class LedgerKeeper:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" and report.failed:
-            self._failures.append((report.nodeid, f"{report.when} failed: {report.longreprtext.splitlines()[-1]}"))
+            self._failures.append((report.nodeid, f"{report.when} failed: {_what_failed(report)}"))
         for name, entries in report.user_properties if report.when == "call" else ():
             if name == PROPERTY:
                 for entry in entries:  # type: ignore[attr-defined]
@@ -94,3 +94,11 @@ class LedgerKeeper:
         except NoposError as error:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
             print(f"nopos: {error}", file=sys.stderr)
+
+
+def _what_failed(report: pytest.TestReport) -> str:
+    """Type and message of the exception, in one line; of what pytest itself objects to, its last line."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is None:
+        return report.longreprtext.splitlines()[-1]
+    return str(crash.message.splitlines()[0]).removeprefix("Failed: ")  # pytest.fail's message says it all

@@ -23,6 +23,7 @@ from nopos.claims.run import Run, is_worker
 from nopos.claims.verdict import check
 from nopos.errors import ClaimError, NoposError
 
+NO_SUBJECT = "nopos: no provider names a subject; implement pytest_nopos_subjects in conftest.py"
 _RUN = pytest.StashKey[Run]()
 _PLANNED = pytest.StashKey[list[Record]]()
 
@@ -61,6 +62,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if FIXTURE in metafunc.fixturenames:
         loaders = metafunc.config.stash[_RUN].loaders.values()
+        if not loaders and is_worker(metafunc.config) and claim_of(metafunc.function) is not None:
+            raise pytest.Collector.CollectError(NO_SUBJECT)  # of a worker's UsageError xdist would make a crash
         parameters = [
             pytest.param(loader.name, id=loader.name, marks=[pytest.mark.slow] if loader.slow else [])
             for loader in loaders
@@ -81,6 +84,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     config = session.config
     if config.option.collectonly:
         return
+    if not config.stash[_RUN].loaders and any(_claim_of(item) is not None for item in session.items):
+        raise pytest.UsageError(NO_SUBJECT)
     of_subjects: dict[str, list[Claim]] = {}
     for item in session.items:
         if isinstance(item, pytest.Function) and (claim := _claim_of(item)) is not None:
@@ -102,7 +107,8 @@ def nopos_subject(request: pytest.FixtureRequest) -> Subject:
     try:
         return request.config.stash[_RUN].subject(request.param)
     except NoposError as error:
-        pytest.fail(f"{request.param}: {error}", pytrace=False)
+        problem = f"{request.param}: {error}"
+    pytest.fail(problem, pytrace=False)  # here, or pytest would print both errors
 
 
 @pytest.hookimpl(wrapper=True)

@@ -52,13 +52,18 @@ class Run:
         """Load a subject the first time it is wanted, with its progress bar on the terminal.
 
         Raises:
-            NoposError: what loading objects to, or a model that has another name than its loader.
+            NoposError: what loading objects to, no subject, or one that has another name than its loader.
         """
         if name not in self.subjects:
             with _capture_off(self.config):
-                loaded = self.loaders[name].load()
+                loaded: object = self.loaders[name].load()
+            if not isinstance(loaded, Subject):
+                kind = type(loaded).__name__
+                raise ConfigError(
+                    f"its loader gives a value of type {kind}; it must give a subject, as ModelSubject is"
+                )
             if loaded.name != name:
-                raise ConfigError(f"{name}: its loader gives a model called {loaded.name!r}; give both one name")
+                raise ConfigError(f"its loader gives a model called {loaded.name!r}; give both one name")
             self.subjects[name] = loaded
         return self.subjects[name]
 

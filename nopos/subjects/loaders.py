@@ -21,11 +21,28 @@ SLOW_MODELS = (("notebook", 0), ("sprint", 100), ("sprint", 101))
 """Recipe and seed of the models that the slow tier checks too. No bound was set from the two of `sprint`."""
 
 
-def require_possible(*, recipe: str | None, seed: int | None, device: str | None) -> None:
-    """Raise ConfigError for options that cannot be, before any work."""
+def require_possible(
+    *, recipe: str | None, seed: int | None, device: str | None, retrain: bool = False, slow: bool = False
+) -> None:
+    """Look at the options that say what is trained, before any work.
+
+    Args:
+        recipe: of a model that is named.
+        seed: of that model.
+        device: where to train.
+        retrain: whether models are trained although the cache has them.
+        slow: whether the models of the slow tier are wanted.
+
+    Raises:
+        ConfigError: an option that cannot be, or one that says how to train where no model is to be trained.
+    """
     checkpoints.device_named(device)
     if seed is not None and recipe is None:
         raise ConfigError("seed is given without a recipe; name the recipe too, or leave the seed out")
+    if recipe is None and not slow:
+        for name, is_given in (("device", device is not None), ("retrain", retrain)):
+            if is_given:
+                raise ConfigError(f"{name} is given, but nothing is trained; name a recipe, or leave it out")
 
 
 def named_subjects(
@@ -40,18 +57,20 @@ def named_subjects(
         device: where to train it; the best there is if it is None.
 
     Raises:
-        NoposError: a file is named twice or is no checkpoint of this shape, there is no such recipe or seed, or
-            training went wrong.
+        NoposError: a file is named twice, has no name, or is no checkpoint of this shape, there is no such recipe or
+            seed, or training went wrong.
     """
-    _require_distinct_files(files)
+    _require_names(files)
     for name in files:
         yield Subject(name, checkpoints.load(Path(name)))
     if recipe is not None:
         yield recipe_subject(recipe, seed or 0, checkpoints.device_named(device))
 
 
-def _require_distinct_files(files: Sequence[str]) -> None:
-    """Raise ConfigError if a file is named twice, be it in two ways."""
+def _require_names(files: Sequence[str]) -> None:
+    """Raise ConfigError if a name is empty, or a file is named twice, be it in two ways."""
+    if "" in files:  # which Path takes for the current folder
+        raise ConfigError("checkpoint is empty; name a file")
     first: dict[Path, str] = {}
     for name in files:
         file = Path(name).resolve()

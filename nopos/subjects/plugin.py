@@ -17,6 +17,9 @@ from nopos.subjects.shipped import REFERENCE
 
 pytest_plugins = ["nopos.claims.plugin"]
 
+SLOW_TESTS = ({"slow"}, {"slow", "claim"}, {"slow", "claim", "requested"})
+"""The markers of a slow test that asks for a subject: of one that is no claim, and of claims."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("nopos", "findings about models, as tests that can fail")
@@ -45,20 +48,19 @@ def pytest_nopos_subjects(config: pytest.Config) -> Sequence[SubjectLoader]:
     option = config.getoption
     files, recipe, seed, device = (option(f"nopos_{name}") for name in ("checkpoint", "recipe", "seed", "device"))
     slow = _slow_wanted(option("markexpr"))
-    if not slow and not files and (recipe, seed, device) == (None, None, None):
+    retrain: bool = option("nopos_retrain")
+    if not slow and not files and not retrain and (recipe, seed, device) == (None, None, None):
         return [SubjectLoader(REFERENCE, _reference)]
     from nopos.storage.checkpoints import device_named
     from nopos.subjects import loaders
 
-    loaders.require_possible(recipe=recipe, seed=seed, device=device)
-    retrain = option("nopos_retrain") and not is_worker(config)  # under xdist the first process forgets for all
+    loaders.require_possible(recipe=recipe, seed=seed, device=device, retrain=retrain, slow=slow and not files)
+    retrain = retrain and not is_worker(config)  # under xdist the first process forgets for all
     if files or recipe is not None:
         if retrain and recipe is not None:
             loaders.forget(recipe, seed or 0, device_named(device))
         named = loaders.named_subjects(files, recipe=recipe, seed=seed, device=device)
         return [SubjectLoader(subject.name, partial(_known, subject)) for subject in named]
-    if not slow:
-        return [SubjectLoader(REFERENCE, _reference)]
     if retrain:
         for of, number in loaders.SLOW_MODELS:
             loaders.forget(of, number, device_named(device))
@@ -76,4 +78,20 @@ def _known(subject: Subject) -> Subject:
 
 
 def _slow_wanted(markers: str) -> bool:
-    return "slow" in markers and "not slow" not in markers
+    """Whether an expression in pytest's `-m` names the marker slow and selects a test that has it.
+
+    Without the name none is wanted: `pytest` and `pytest -m requested` check the reference model alone.
+    """
+    # Private, but what is asked is what pytest selects, and this is where pytest decides it.
+    from _pytest.mark.expression import Expression
+
+    try:
+        expression = Expression.compile(markers)
+    except SyntaxError:  # of which pytest complains when it selects the tests
+        return False
+    named = "slow" in expression.idents()
+    return named and any(expression.evaluate(partial(_has, marks)) for marks in SLOW_TESTS)
+
+
+def _has(marks: set[str], name: str, /, **_: str | int | bool | None) -> bool:
+    return name in marks

@@ -117,3 +117,40 @@ def test_a_loader_whose_model_has_another_name_fails_its_tests(project, pytester
     result = project("-mnot slow")
     result.assert_outcomes(errors=2, deselected=2)
     result.stdout.fnmatch_lines(["*fair: its loader gives a model called 'unfair'; give both one name"])
+
+
+def test_a_loader_that_gives_no_subject_fails_its_tests_in_one_line(project, pytester):
+    pytester.makeconftest(CONFTEST.replace('lambda: Coin("fair", 0.5)', "object"))
+    result = project("-mnot slow")
+    result.assert_outcomes(errors=2, deselected=2)
+    message = "fair: its loader gives a value of type object; it must give a subject, as ModelSubject is"
+    result.stdout.fnmatch_lines([message, f"  * setup failed: {message}"])
+    assert "During handling" not in result.stdout.str()
+
+
+def test_what_a_loader_raises_is_the_reason_of_its_claims(project, pytester):
+    pytester.makeconftest(CONFTEST.replace('lambda: Coin("fair", 0.5)', "lambda: 1 / 0"))
+    result = project("-mnot slow")
+    result.assert_outcomes(errors=2, deselected=2)
+    result.stdout.fnmatch_lines(["*setup failed: ZeroDivisionError: division by zero*"])
+
+
+NO_SUBJECT = "nopos: no provider names a subject; implement pytest_nopos_subjects in conftest.py"
+
+
+@pytest.mark.parametrize("provider", ["", "def pytest_nopos_subjects(config):\n    return []"], ids=["none", "empty"])
+def test_claims_without_a_subject_are_one_line_and_other_tests_run(project, pytester, provider):
+    pytester.makeconftest(CONFTEST.partition("def pytest_nopos_subjects")[0] + provider)
+    result = project()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {NO_SUBJECT}"])
+    pytester.makepyfile("def test_that_is_no_claim():\n    pass")
+    project().assert_outcomes(passed=1)
+
+
+def test_claims_without_a_subject_are_an_error_and_no_crash_under_xdist(project, pytester):
+    pytester.makeconftest(CONFTEST.partition("def pytest_nopos_subjects")[0])
+    result = project("-n1")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines([NO_SUBJECT])
+    result.stdout.no_fnmatch_line("INTERNALERROR*")

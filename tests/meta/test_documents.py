@@ -60,6 +60,17 @@ def test_the_layout_names_every_folder():
     assert [folder for folder in folders() if folder not in layout] == []
 
 
+def test_every_module_has_a_mirror_or_a_line_that_says_what_tests_it():
+    listed = (ROOT / "tests" / "README.md").read_text().partition("## What has no mirror")[2].partition("\n## ")[0]
+    named = re.findall(r"`([\w/]+\.py)`", listed)
+    assert [name for name in named if not any((ROOT / folder / name).is_file() for folder in ("nopos", "tests"))] == []
+    modules = [path.relative_to(ROOT / "nopos") for path in ROOT.glob("nopos/**/*.py") if path.stem != "__init__"]
+    without = [
+        path for path in modules if not (ROOT / "tests" / "unit" / path.with_name(f"test_{path.name}")).is_file()
+    ]
+    assert [str(path) for path in without if str(path) not in named] == []
+
+
 def test_names_are_found_in_a_text():
     text = "`tests/unit/a_b.py::test_x`, python -m fixtures.make_it, [a](docs/b.md#c) [d](https://e.org/f) [g](#h)"
     assert named_tests(text) == [("tests/unit/a_b.py", "test_x")]

@@ -40,6 +40,7 @@ def example(tmp_path_factory):
 def test_readme_is_short_and_has_the_two_commands():
     lines = README.read_text().splitlines()
     assert len(lines) <= 200
+    assert [line for line in lines if len(line) > 120] == []
     assert sum(line.startswith("python3 -m venv") for line in lines) == 2
 
 

@@ -17,6 +17,8 @@ from nopos.model.data import held_out_tokens
 from nopos.model.transformer import NoPosTransformer
 from tests.support.micro import MICRO
 
+pytest.importorskip("beartype", reason="shapes are checked where the extra `test` has brought beartype")
+
 MODULES = ["nopos", *(module.name for module in pkgutil.walk_packages(nopos.__path__, "nopos."))]
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 import torch
@@ -172,6 +173,9 @@ def in_the_way(tmp_path):
         (["verify", "--seed", "3"], "seed is given without a recipe"),
         (["verify", "--recipe", "sprint", "--device", "tpu"], "device is 'tpu'; it must be cpu or cuda"),
         (["verify", "--checkpoint", "none.safetensors"], "none.safetensors: no such file"),
+        (["verify", "--checkpoint", ""], "checkpoint is empty; name a file"),
+        (["verify", "--device", "cpu"], "device is given, but nothing is trained"),
+        (["verify", "--checkpoint", "none.pt", "--device", "cpu"], "device is given, but nothing is trained"),
         (["verify", "--checkpoint", "."], ".: is a folder; a checkpoint is a .safetensors, .pt or .pth file"),
         (["verify", "--checkpoint", "model.txt"], "model.txt: ends in .txt"),
         (["train", "--recipe", "marathon"], "recipe is 'marathon'"),
@@ -353,6 +357,39 @@ def test_a_member_that_diverges_is_one_line_and_the_others_are_trained(own_cache
     assert code == 1
     assert [line.split(":")[0] for line in out.splitlines()] == ["tiny seed 0", "tiny seed 2"]
     assert err == "nopos: training tiny, seed 1: the loss is nan at step 2; nothing was saved\n"
+
+
+def printing_to(output, lines, *arguments):
+    """Exit code and standard error of a command that prints lines to a file descriptor; it checks nothing."""
+    code = (
+        "import sys, nopos.cli as cli\n"
+        f"cli._verify = lambda options: print('a claim\\n' * {lines}) or 0\n"
+        f"sys.exit(cli.main({list(arguments)}))"
+    )
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}  # which users rarely set
+    with os.fdopen(output, "wb") as file:
+        command = [sys.executable, "-c", code]
+        result = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    return result.returncode, result.stderr
+
+
+PRINTING = [(1, "verify", "--list"), (100_000, "verify", "--list"), (0, "--help")]
+"""What Python writes when it ends, what it writes at once, and what argparse writes."""
+
+
+@pytest.mark.parametrize("printing", PRINTING, ids=str)
+def test_a_reader_that_goes_away_is_met_in_silence(printing):
+    reader, output = os.pipe()
+    os.close(reader)
+    assert printing_to(output, *printing) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("printing", PRINTING, ids=str)
+def test_an_output_that_cannot_be_written_is_one_line(printing):
+    code, err = printing_to(os.open("/dev/full", os.O_WRONLY), *printing)
+    assert code == 2
+    assert err == "nopos: the output cannot be written (No space left on device); send it elsewhere\n"
 
 
 @pytest.mark.parametrize("command", [pytest.param("verify", marks=pytest.mark.slow), "train"])

@@ -49,6 +49,19 @@ def test_a_file_named_twice_is_refused_before_it_is_read():
         list(loaders.named_subjects(["none.pt", "none.pt"], recipe=None, seed=None, device=None))
 
 
+def test_an_empty_name_of_a_file_is_not_taken_for_the_folder():
+    with pytest.raises(ConfigError, match=r"^checkpoint is empty; name a file$"):
+        list(loaders.named_subjects([""], recipe=None, seed=None, device=None))
+
+
+@pytest.mark.parametrize("given", [{"device": "cpu"}, {"device": None, "retrain": True}], ids=["device", "retrain"])
+def test_how_to_train_is_refused_where_nothing_is_trained(given):
+    with pytest.raises(ConfigError, match=r"^\w+ is given, but nothing is trained; name a recipe, or leave it out$"):
+        loaders.require_possible(recipe=None, seed=None, **given)
+    loaders.require_possible(recipe="sprint", seed=None, **given)
+    loaders.require_possible(recipe=None, seed=None, slow=True, **given)
+
+
 def test_a_seed_without_a_recipe_and_a_device_that_is_none_are_refused():
     with pytest.raises(ConfigError, match="seed is given without a recipe"):
         loaders.require_possible(recipe=None, seed=0, device=None)
