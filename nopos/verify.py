@@ -55,7 +55,7 @@ def list_claims(keywords: str | None) -> list[str]:
 
 
 def verify(wanted: Wanted) -> bool:
-    """Check the claims, print the table, write the ledger; whether all came out as expected.
+    """Check the claims, write the ledger, print the table; whether all came out as expected.
 
     Raises:
         NoposError: an option that cannot be, a model that cannot be loaded or trained, or a ledger with no place.
@@ -66,9 +66,9 @@ def verify(wanted: Wanted) -> bool:
     loaders.require_possible(recipe=wanted.recipe, seed=wanted.seed, device=wanted.device)
     claims = selected(wanted.keywords)
     ledger = checked(claims, _subjects(wanted))
-    print("\n".join(table(ledger)).strip("\n"))
-    if wanted.json is not None:
+    if wanted.json is not None:  # first of all: who reads what is printed may stop reading
         write_ledger(ledger, wanted.json, command=wanted.command, seconds=time.perf_counter() - start)
+    print("\n".join(table(ledger)).strip("\n"))
     return ledger.as_expected()
 
 
