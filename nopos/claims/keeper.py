@@ -17,7 +17,7 @@ from nopos.errors import NoposError
 from nopos.storage.files import require_place, write_atomically
 
 PROPERTY = "nopos claim"
-"""The name under which a test's report, and a worker's output, carry records."""
+"""The name under which a worker's output carries what it was to run, and a test's properties what it measured."""
 
 
 def require_ledger_place(path: str) -> None:
@@ -50,10 +50,8 @@ class LedgerKeeper:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" and report.failed:
             self._failures.append((report.nodeid, f"{report.when} failed: {_what_failed(report)}"))
-        for name, entries in report.user_properties if report.when == "call" else ():
-            if name == PROPERTY:
-                for entry in entries:  # type: ignore[attr-defined]
-                    self.ledger.add(entry["subject"], entry["claim"])
+        for entry in getattr(report, "nopos_records", ()):
+            self.ledger.add(entry["subject"], entry["claim"])
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:

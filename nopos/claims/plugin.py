@@ -18,14 +18,17 @@ from nopos.claims import hooks
 from nopos.claims.claim import FIXTURE, Claim, claim_of, require_distinct
 from nopos.claims.control import Subject
 from nopos.claims.keeper import PROPERTY, LedgerKeeper, require_ledger_place
-from nopos.claims.records import Record, planned_record, records
+from nopos.claims.records import Record, brief, planned_record, records
 from nopos.claims.run import Run, is_worker
 from nopos.claims.verdict import check
 from nopos.errors import ClaimError, NoposError
 
 NO_SUBJECT = "nopos: no provider names a subject; implement pytest_nopos_subjects in conftest.py"
+RUNNING_NOTHING = ("collectonly", "setuponly", "setupplan", "showfixtures", "show_fixtures_per_test")
+"""Options of pytest with which no test is to run."""
 _RUN = pytest.StashKey[Run]()
 _PLANNED = pytest.StashKey[list[Record]]()
+_RECORDS = pytest.StashKey[list[Record]]()
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -59,6 +62,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         raise pytest.UsageError(f"nopos: {error}") from None
 
 
+def pytest_report_header(config: pytest.Config) -> str | None:
+    names = ", ".join(config.stash[_RUN].loaders)
+    return f"nopos: claims are checked on {names}" if names else None
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if FIXTURE in metafunc.fixturenames:
         loaders = metafunc.config.stash[_RUN].loaders.values()
@@ -82,8 +90,11 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Remember which claims are to run, so that those that then do not are not taken for some that hold."""
     config = session.config
-    if config.option.collectonly:
-        return
+    if any(
+        config.getoption(name)
+        for name in ("collectonly", "setuponly", "setupplan", "showfixtures", "show_fixtures_per_test")
+    ):
+        return  # no test is to run
     if not config.stash[_RUN].loaders and any(_claim_of(item) is not None for item in session.items):
         raise pytest.UsageError(NO_SUBJECT)
     of_subjects: dict[str, list[Claim]] = {}
@@ -133,12 +144,24 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if pyfuncitem.funcargs[FIXTURE] is not subject:
         pytest.fail(f"the fixture {FIXTURE} is overridden; a claim is evaluated on the run's subjects", pytrace=False)
     verdict = check(_bound(pyfuncitem, marked), subject, run.controls)
-    pyfuncitem.user_properties.append((PROPERTY, records(verdict, subject, run.controls)))
+    entries = records(verdict, subject, run.controls)
+    pyfuncitem.stash[_RECORDS] = entries
+    pyfuncitem.user_properties.append((PROPERTY, brief(entries[0])))
     if verdict.exception is not None and not isinstance(verdict.exception, ClaimError):
         raise verdict.exception
     if not verdict.as_expected:
         pytest.fail(str(verdict.reason), pytrace=False)
     return True
+
+
+@pytest.hookimpl(wrapper=True)
+@no_type_check  # as above
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[pytest.TestReport]:
+    """Have the report of a claim carry its records to the process that keeps the ledger."""
+    report = yield
+    if call.when == "call" and _RECORDS in item.stash:
+        report.nopos_records = item.stash[_RECORDS]
+    return report
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -47,6 +48,13 @@ def unloaded_record(name: str) -> Record:
     """What is known of a subject that was never loaded."""
     nothing = dict.fromkeys(DESCRIBING) | {"description": "not loaded"}
     return {"name": name, "role": "subject", "kind": None, "number": None} | nothing
+
+
+def brief(entry: Record) -> str:
+    """One entry of `records` as JSON for a test's properties, which JUnit's XML has: what was claimed and measured."""
+    claim = entry["claim"]
+    kept = {name: claim[name] for name in ("statement", "verdict", "measurements")}
+    return json.dumps({"subject": entry["subject"]["name"], **kept})
 
 
 def planned_record(claim: Claim) -> Record:

@@ -48,13 +48,19 @@ def _measurement_lines(measurements: list[Record]) -> list[str]:
     alike = len(measurements) > 1 and len(set(refuters)) == 1
     for item, refuting in zip(measurements, refuters, strict=True):
         value = f"{item['value']:.4g} {item['unit']}".rstrip()
-        bound = f"{item['operator']:>2} {item['limit']:.5g}"
+        bound = f"{item['operator']:>2} {_limit(item['limit'])}"
         lines.append(f"    {' ' if item['holds'] else 'x'} {item['name']:<66} {value:>18} {bound}")
         if refuting and not alike:
             lines += _wrapped(f"false on {refuting}", "          ", "          ")
     if alike and refuters[0]:
         lines += _wrapped(f"each false on {refuters[0]}", "          ", "          ")
     return lines
+
+
+def _limit(limit: float) -> str:
+    """Five digits, or all where five would make it a whole number that it is not."""
+    short = f"{limit:.5g}"
+    return repr(limit) if float(short).is_integer() and not limit.is_integer() else short
 
 
 def _by_kind(controls: Iterable[Record]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -89,6 +91,33 @@ def test_a_project_of_ones_own_names_its_subjects_by_the_hook_alone(project):
     result = project("-mnot slow")
     result.assert_outcomes(passed=2, deselected=2)
     result.stdout.fnmatch_lines(["fair (a coin)", "*false on loaded (broken)", "*2 of 2 claims came out as expected"])
+
+
+def test_the_header_names_the_subjects(project):
+    project("-mnot slow").stdout.fnmatch_lines(["nopos: claims are checked on fair, slow"])
+
+
+@pytest.mark.parametrize("option", ["--setup-plan", "--setup-only", "--collect-only", "--fixtures", "--markers"])
+def test_a_run_that_is_to_run_nothing_has_nothing_that_was_not_run(project, option):
+    result = project(option)
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.no_fnmatch_line("*nopos: what was measured*")
+
+
+def test_the_XML_of_a_run_says_in_JSON_what_was_claimed_and_measured(project, pytester):
+    project("-mnot slow", "--junitxml=run.xml")
+    cases = ET.parse(pytester.path / "run.xml").getroot().iter("testcase")
+    properties = {case.get("name"): json.loads(case.find(".//property").get("value")) for case in cases}
+    fair = properties["test_the_coin_is_fair[fair]"]
+    assert (fair["subject"], fair["statement"], fair["verdict"]) == ("fair", "It is.", "holds")
+    (measured,) = fair["measurements"]
+    assert (measured["name"], measured["value"], measured["operator"], measured["limit"]) == (
+        "share of heads",
+        0.5,
+        "<",
+        0.6,
+    )
+    assert [one["name"] for one in measured["refuted_by"]] == ["loaded"]
 
 
 def test_the_findings_that_were_requested_are_selected_by_their_marker(project):

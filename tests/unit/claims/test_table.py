@@ -112,3 +112,13 @@ def test_no_line_is_longer_than_the_width(many):
         ],
     )
     assert max(len(line) for line in lines(claim)) <= WIDTH == 120
+
+
+@pytest.mark.parametrize(
+    ("limit", "printed"),
+    [(0.9999999, "< 0.9999999"), (1.0, "< 1"), (2.8186411856262508, "< 2.8186"), (1e-9, "< 1e-09"), (0.6, "< 0.6")],
+)
+def test_a_bound_is_not_printed_as_another(limit, printed):
+    ledger = Ledger()
+    ledger.add(known("m"), recorded(measurements=[measured("loss", 0.1, limit=limit)]))
+    assert any(line.rstrip().endswith(printed) for line in table(ledger))
