@@ -90,11 +90,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Remember which claims are to run, so that those that then do not are not taken for some that hold."""
     config = session.config
-    if any(
-        config.getoption(name)
-        for name in ("collectonly", "setuponly", "setupplan", "showfixtures", "show_fixtures_per_test")
-    ):
-        return  # no test is to run
+    if any(config.getoption(name) for name in RUNNING_NOTHING):
+        return
     if not config.stash[_RUN].loaders and any(_claim_of(item) is not None for item in session.items):
         raise pytest.UsageError(NO_SUBJECT)
     of_subjects: dict[str, list[Claim]] = {}

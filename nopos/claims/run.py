@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -45,7 +45,7 @@ class Run:
         with _capture_off(self.config):
             provided: list[Sequence[SubjectLoader]] = self.config.hook.pytest_nopos_subjects(config=self.config)
         loaders = [loader for of_one in provided for loader in of_one]
-        require_distinct([loader.name for loader in loaders])
+        require_named_once([loader.name for loader in loaders])
         self.loaders = {loader.name: loader for loader in loaders}
 
     def subject(self, name: str) -> Subject:
@@ -68,11 +68,15 @@ class Run:
         return self.subjects[name]
 
 
-def require_distinct(names: Sequence[str]) -> None:
-    """Raise ConfigError if two subjects have one name."""
+def require_named_once(names: Sequence[str], *, as_what: Callable[[str], Hashable] = str) -> None:
+    """Raise ConfigError if two names stand for one model, `as_what` being what a name stands for."""
+    first: dict[Hashable, str] = {}
     for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"{name}: is named twice; name each model once")
+        model = as_what(name)
+        if model in first:
+            also = f", also as {first[model]}" if first[model] != name else ""
+            raise ConfigError(f"{name}: is named twice{also}; name each model once")
+        first[model] = name
 
 
 def is_worker(config: pytest.Config) -> bool:

@@ -8,7 +8,7 @@ from functools import cached_property
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nopos.model.data import targets
+from nopos.model.data import surprise, targets
 
 Logits = Float[Tensor, "batch pos d_vocab"]
 
@@ -35,11 +35,10 @@ def readout(logits: Logits, tokens: Int[Tensor, "batch pos"], *, target_offset: 
     """What logits answer about the token `target_offset` positions back."""
     predicted = logits[:, target_offset:]
     log_probs = predicted.log_softmax(dim=-1)
-    wanted = targets(tokens, target_offset=target_offset)
     return Readout(
         log_probs=log_probs,
         largest=predicted.argmax(dim=-1),
-        loss=-log_probs.gather(dim=-1, index=wanted[..., None]).mean().item(),
+        loss=surprise(log_probs, targets(tokens, target_offset=target_offset)).mean().item(),
         logit_difference=logit_difference(logits, tokens, target_offset=target_offset).mean().item(),
     )
 

@@ -84,8 +84,14 @@ def per_token_loss(
     shuffled: bool = False,
 ) -> Float[Tensor, "batch predicted"]:
     """Negative log-probability in nats of `targets`."""
-    log_probs = logits[:, target_offset:].log_softmax(dim=-1)
     wanted = targets(tokens, target_offset=target_offset, shuffled=shuffled)
+    return surprise(logits[:, target_offset:].log_softmax(dim=-1), wanted)
+
+
+def surprise(
+    log_probs: Float[Tensor, "batch predicted d_vocab"], wanted: Int[Tensor, "batch predicted"]
+) -> Float[Tensor, "batch predicted"]:
+    """Negative log-probability in nats of the wanted tokens."""
     return -log_probs.gather(dim=-1, index=wanted[..., None])[..., 0]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from nopos.claims.run import SubjectLoader
+from nopos.claims.run import SubjectLoader, require_named_once
 from nopos.errors import ConfigError
 from nopos.model.recipes import recipe_named
 from nopos.storage import cache, checkpoints
@@ -60,24 +60,13 @@ def named_subjects(
         NoposError: a file is named twice, has no name, or is no checkpoint of this shape, there is no such recipe or
             seed, or training went wrong.
     """
-    _require_names(files)
+    if "" in files:  # which Path takes for the current folder
+        raise ConfigError("checkpoint is empty; name a file")
+    require_named_once(files, as_what=lambda name: Path(name).resolve())
     for name in files:
         yield Subject(name, checkpoints.load(Path(name)))
     if recipe is not None:
         yield recipe_subject(recipe, seed or 0, checkpoints.device_named(device))
-
-
-def _require_names(files: Sequence[str]) -> None:
-    """Raise ConfigError if a name is empty, or a file is named twice, be it in two ways."""
-    if "" in files:  # which Path takes for the current folder
-        raise ConfigError("checkpoint is empty; name a file")
-    first: dict[Path, str] = {}
-    for name in files:
-        file = Path(name).resolve()
-        if file in first:
-            also = f", also as {first[file]}" if first[file] != name else ""
-            raise ConfigError(f"{name}: is named twice{also}; name each model once")
-        first[file] = name
 
 
 def slow_loaders(device: torch.device) -> list[SubjectLoader]:

@@ -81,7 +81,7 @@ class RememberingTransformer(NoPosTransformer):
 
     def of_weights(self, analysis: Callable[[NoPosTransformer], T]) -> T:
         """As of any model, remembered."""
-        if not self._vouched_for or hooks_of(self) != self._hooks:
+        if not self._is_as_remembered():
             return analysis(self)
         if analysis not in self._of_weights:
             self._of_weights[analysis] = _Remembered(analysis(self))
@@ -93,9 +93,12 @@ class RememberingTransformer(NoPosTransformer):
         of_tokens = (one for _, record in self._kept for one in record.values())
         return any(one.was_written_into() for one in (*self._of_weights.values(), *of_tokens))
 
+    def _is_as_remembered(self) -> bool:
+        return self._vouched_for and hooks_of(self) == self._hooks
+
     def _of(self, tokens: Tensor) -> dict[str, _Remembered]:
         """What is kept for these tokens; an empty record that is thrown away where nothing may be kept."""
-        if self._vouched_for and hooks_of(self) == self._hooks:
+        if self._is_as_remembered():
             for known, record in self._kept:
                 if known.shape == tokens.shape and torch.equal(known, tokens):
                     return record

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nopos.errors import ClaimError
-from nopos.subjects.snapshot import Snapshot, same_tensors
+from nopos.subjects.snapshot import Snapshot, same_tensor
 
 MISSING = object()
 R = TypeVar("R")
@@ -126,13 +126,13 @@ class ModelSubject:
         """Take down how all is, and forget what was measured."""
         self._results: dict[tuple[Any, ...], Any] = {}
         self._snapshots = {name: Snapshot(model, apart_from=self._memory()) for name, model in self._models.items()}
-        self._tensors = {name: {name: value.clone()} for name, value in self._data.items() if isinstance(value, Tensor)}
+        self._tensors = {name: value.clone() for name, value in self._data.items() if isinstance(value, Tensor)}
 
     def _mend(self) -> None:
         """Put everything back to how it was, in place."""
         for snapshot in self._snapshots.values():
             snapshot.restore()
-        self._data |= {name: kept[name].clone() for name, kept in self._tensors.items()}
+        self._data |= {name: kept.clone() for name, kept in self._tensors.items()}
         self._results.clear()
 
     def _changed(self) -> list[str]:
@@ -141,7 +141,7 @@ class ModelSubject:
         changed = [
             "weights" if name == "model" else f"{name} model" for name, what in of_models.items() if "weights" in what
         ]
-        changed += [name for name, kept in self._tensors.items() if not same_tensors({name: self._tensor(name)}, kept)]
+        changed += [name for name, kept in self._tensors.items() if not same_tensor(self._tensor(name), kept)]
         return changed + [what for what in ("hooks", "attributes") if any(what in each for each in of_models.values())]
 
     def _tensor(self, name: str) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from copy import copy
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +25,26 @@ class Snapshot:
         """Take down all of a model but what is put into the containers of these names."""
         self._modules = tuple(model.modules())
         self._tensors = {key: value.detach().clone() for key, value in self._tensors_now().items()}
-        self._containers = [{kind: dict(vars(module)[kind]) for kind in TENSORS} for module in self._modules]
-        self._by_identity = {*apart_from, *TENSORS}
-        self._attributes = [self._noted(vars(module)) for module in self._modules]
+        self._attributes = [dict(vars(module)) for module in self._modules]
+        self._contents = [
+            {
+                name: copy(value)
+                for name, value in vars(module).items()
+                if _is_container(value) and name not in apart_from
+            }
+            for module in self._modules
+        ]
+        self._compared = [
+            {name: contents.get(name, value) if name not in TENSORS else value for name, value in attributes.items()}
+            for attributes, contents in zip(self._attributes, self._contents, strict=True)
+        ]
 
     def changed(self) -> set[str]:
         """What is no longer as it was: of `weights`, `hooks` and `attributes`."""
         changed = set[str]()
         if not same_tensors(self._tensors_now(), self._tensors):
             changed.add("weights")
-        for module, before in zip(self._modules, self._attributes, strict=True):
+        for module, before in zip(self._modules, self._compared, strict=True):
             now = vars(module)
             if not _alike(now, before):
                 names = [name for name in now.keys() | before.keys() if not _alike(now.get(name), before.get(name))]
@@ -43,18 +53,15 @@ class Snapshot:
 
     def restore(self) -> None:
         """Put all of it back in place: the same modules with the same tensors, attributes and hooks."""
-        for module, before, containers in zip(self._modules, self._attributes, self._containers, strict=True):
+        for module, attributes, contents in zip(self._modules, self._attributes, self._contents, strict=True):
             now = vars(module)
             now.clear()
-            now.update(self._noted(before))
-            for kind, tensors in containers.items():
-                now[kind].clear()
-                now[kind].update(tensors)
+            now.update(attributes)
+            for name, content in contents.items():  # into the container itself, which a hook's handle knows
+                now[name].clear()
+                now[name].extend(content) if isinstance(content, list) else now[name].update(content)
         for key, value in self._tensors_now().items():
             value.data = self._tensors[key].clone()
-
-    def _noted(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value if name in self._by_identity else _copied(value) for name, value in attributes.items()}
 
     def _tensors_now(self) -> dict[tuple[int, str], Tensor]:
         """By the number of the module and the tensor's name in it."""
@@ -67,8 +74,8 @@ class Snapshot:
         }
 
 
-def _copied(value: object) -> object:
-    return copy(value) if isinstance(value, dict | list | set) else value
+def _is_container(value: object) -> bool:
+    return isinstance(value, dict | list | set)
 
 
 def _alike(now: object, before: object) -> bool:
@@ -80,6 +87,9 @@ def _alike(now: object, before: object) -> bool:
 
 def same_tensors(now: Mapping[Name, Tensor], before: Mapping[Name, Tensor]) -> bool:
     """Whether tensors have the same names, types and values, to the last bit."""
-    return now.keys() == before.keys() and all(
-        value.dtype == before[name].dtype and torch.equal(value, before[name]) for name, value in now.items()
-    )
+    return now.keys() == before.keys() and all(same_tensor(value, before[name]) for name, value in now.items())
+
+
+def same_tensor(now: Tensor, before: Tensor) -> bool:
+    """Whether tensors have the same type and values, to the last bit."""
+    return now.dtype == before.dtype and torch.equal(now, before)

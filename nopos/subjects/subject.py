@@ -36,7 +36,7 @@ class Subject(ModelSubject):
     An analysis may ask for `model`, `folded`, `tokens`, `other_tokens`, `loss_tokens` and `target_offset`, the task's.
     """
 
-    __slots__ = ("_checkpoint", "_config", "_fold", "_interventions", "_kept", "_sequences", "_task")
+    __slots__ = ("_checkpoint", "_config", "_kept", "_task")
 
     def __init__(
         self,
@@ -56,13 +56,24 @@ class Subject(ModelSubject):
             interventions: standing edits by hook point, of both models: they are part of what is under test.
             sequences: on how many analyses are made.
         """
-        self._config = checkpoint.config
-        self._task = Task.of(checkpoint.train)
-        self._fold = fold
-        self._interventions = dict(interventions)
-        self._sequences = sequences
-        self._kept = checkpoint.copy()
-        self._build(name)
+        self._config, self._task = checkpoint.config, Task.of(checkpoint.train)
+        self._kept, self._checkpoint = checkpoint.copy(), checkpoint.copy()
+        loss_tokens = self._task.held_out_tokens(self._config, HELD_OUT_SEQUENCES)
+        models = {
+            "model": RememberingTransformer(self._config, checkpoint.parameters),
+            "folded": RememberingTransformer(folded_config(self._config), fold(self._config, checkpoint.parameters)),
+        }
+        tokens = {
+            "tokens": loss_tokens[:sequences].clone(),
+            "other_tokens": self._task.held_out_tokens(self._config, sequences, stream=1),
+            "loss_tokens": loss_tokens,
+        }
+        for model in models.values():
+            for hook_point, edit in interventions.items():
+                model.add_perma_hook(hook_point, as_hook(edit))
+            model.remember(tokens["tokens"], tokens["other_tokens"])
+        data = {**tokens, "target_offset": self._task.target_offset}
+        super().__init__(name, models, data, solves_the_task=lambda: self.loss < SOLVED)
 
     @property
     def config(self) -> ModelConfig:
@@ -123,32 +134,12 @@ class Subject(ModelSubject):
             "seed": checkpoint.seed,
         }
 
-    def _build(self, name: str) -> None:
-        self._checkpoint = self._kept.copy()
-        parameters = self._checkpoint.parameters
-        model = RememberingTransformer(self._config, parameters)
-        folded = RememberingTransformer(folded_config(self._config), self._fold(self._config, parameters))
-        loss_tokens = self._task.held_out_tokens(self._config, HELD_OUT_SEQUENCES)
-        tokens = loss_tokens[: self._sequences].clone()
-        other_tokens = self._task.held_out_tokens(self._config, self._sequences, stream=1)
-        for each in (model, folded):
-            for hook_point, edit in self._interventions.items():
-                each.add_perma_hook(hook_point, as_hook(edit))
-            each.remember(tokens, other_tokens)
-        super().__init__(
-            name,
-            {"model": model, "folded": folded},
-            {
-                "tokens": tokens,
-                "other_tokens": other_tokens,
-                "loss_tokens": loss_tokens,
-                "target_offset": self._task.target_offset,
-            },
-            solves_the_task=lambda: self.loss < SOLVED,
-        )
-
     def _mend(self) -> None:
-        self._build(self.name)  # so that nothing is left of what was read of the changed models
+        super()._mend()
+        self._checkpoint = self._kept.copy()
+        for model in (self.model, self.folded):
+            model.remember(self.tokens, self.other_tokens)
+        self._note()
 
     def _changed(self) -> list[str]:
         of_checkpoint = ["checkpoint"] if not same_tensors(self._checkpoint.parameters, self._kept.parameters) else []

@@ -7,34 +7,34 @@ import torch._dynamo  # noqa: F401 - optimisers import it late, pytester forgets
 
 from nopos.model import recipes
 from nopos.storage import checkpoints
-from tests.support.claim_sessions import GOOD, PREAMBLE, check_rejected
+from tests.support.claim_sessions import GOOD, PREAMBLE, and_then, check_rejected, measuring
 
 CAUSAL = GOOD.replace("behavioural", "causal")
 
 CHEATS = [
     pytest.param(
-        GOOD + '    assert measure("again", subject.loss) is not None\n', "is not of the form", id="compared with is"
+        and_then('assert measure("again", subject.loss) is not None'), "is not of the form", id="compared with is"
     ),
     pytest.param(
-        GOOD + '    assert measure("again", subject.loss) in (1.0,)\n', "is not of the form", id="compared with in"
+        and_then('assert measure("again", subject.loss) in (1.0,)'), "is not of the form", id="compared with in"
     ),
     pytest.param(
-        GOOD + '    with pytest.raises(Exception):\n        assert measure("again", float("nan") * subject.loss) < 1\n',
+        and_then("with pytest.raises(Exception):", '    assert measure("again", float("nan") * subject.loss) < 1'),
         "again is nan; it must be finite",
         id="an error that the body swallows",
     ),
     pytest.param(
-        GOOD + "    def inner(measure):\n        assert measure(1) < 2\n    inner(lambda value: value)\n",
+        and_then("def inner(measure):", "    assert measure(1) < 2", "inner(lambda value: value)"),
         "has an inner function with a measure of its own",
         id="a measure of its own",
     ),
     pytest.param(
-        GOOD + '    if subject.loss > 1:\n        assert measure("again", subject.loss) < 0.5\n',
+        and_then("if subject.loss > 1:", '    assert measure("again", subject.loss) < 0.5'),
         "compares other names or bounds on untrained than on reference",
         id="a comparison on the control alone",
     ),
     pytest.param(
-        GOOD + '    assert measure("again", subject.loss) < subject.loss\n',
+        and_then('assert measure("again", subject.loss) < subject.loss'),
         "compares other names or bounds on untrained than on reference",
         id="another bound on the control",
     ),
@@ -59,26 +59,22 @@ CHEATS = [
         id="a measure that can be left out",
     ),
     pytest.param(
-        GOOD.replace("subject.loss", 'len(subject.name) - len("reference")'),
+        measuring('len(subject.name) - len("reference")'),
         "`subject.name` can tell which model it is; a claim is decided by what is measured alone",
         id="decided by the name",
     ),
     pytest.param(
-        GOOD.replace("subject.loss", 'float(subject.record()["recipe"] is None)'),
+        measuring('float(subject.record()["recipe"] is None)'),
         "`subject.record` can tell which model it is",
         id="decided by the record",
     ),
     pytest.param(
-        GOOD.replace("assert", "weights = subject.checkpoint\n    assert").replace(
-            "subject.loss", "float(weights.seed is None)"
-        ),
+        measuring("float(weights.seed is None)", "weights = subject.checkpoint"),
         "`weights.seed` can tell which model it is",
         id="decided by the training",
     ),
     pytest.param(
-        GOOD.replace("assert", "one, = [subject]\n    assert").replace(
-            "subject.loss", 'len(one.name) - len("reference")'
-        ),
+        measuring('len(one.name) - len("reference")', "one, = [subject]"),
         "`one.name` can tell which model it is",
         id="decided by the name of something made of it",
     ),
@@ -93,7 +89,7 @@ CHEATS = [
         id="a value that is not seen",
     ),
     pytest.param(
-        GOOD.replace("subject.loss", "[0, 1][int(subject.loss > 0.7)]"),
+        measuring("[0, 1][int(subject.loss > 0.7)]"),
         "0.7 in `subject.loss > 0.7` is a second free number",
         id="a number in an index that is measured",
     ),
@@ -120,22 +116,22 @@ CHEATS = [
         id="a correlation that only a bad model refutes",
     ),
     pytest.param(
-        GOOD.replace("assert", "subject.model.blocks[0].attn.permitted[3, 3] = False\n    assert"),
+        measuring("subject.loss", "subject.model.blocks[0].attn.permitted[3, 3] = False"),
         "a test changed its weights",
         id="mask changed",
     ),
     pytest.param(
-        GOOD.replace("assert", 'subject.folded.add_hook("hook_embed", lambda value, hook: None)\n    assert'),
+        measuring("subject.loss", 'subject.folded.add_hook("hook_embed", lambda value, hook: None)'),
         "a test changed its hooks",
         id="hook left on the folded model",
     ),
     pytest.param(
-        GOOD.replace("assert", 'subject.checkpoint.parameters["unembed.b_U"].add_(1)\n    assert'),
+        measuring("subject.loss", 'subject.checkpoint.parameters["unembed.b_U"].add_(1)'),
         "a test changed its checkpoint",
         id="checkpoint changed",
     ),
     pytest.param(
-        GOOD.replace("subject.loss", "subject.run(lambda model, tokens, names: 0.0, names=[])"),
+        measuring("subject.run(lambda model, tokens, names: 0.0, names=[])"),
         "cannot be remembered (unhashable type: 'list'); give tuples",
         id="an option that cannot be remembered",
     ),

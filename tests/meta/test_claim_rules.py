@@ -9,7 +9,7 @@ import pytest
 from nopos.storage import checkpoints
 from nopos.subjects.controls import LEAKING_POSITIONS, TRAINED
 from nopos.subjects.shipped import CLAIMS
-from tests.support.claim_sessions import GOOD, check_rejected
+from tests.support.claim_sessions import GOOD, and_then, check_rejected, measuring
 
 
 def test_a_good_claim_passes_and_is_recorded_with_its_margin(run):
@@ -58,7 +58,7 @@ BROKEN = [
         id="two controls of one name",
     ),
     pytest.param(
-        GOOD.replace("subject.loss", "subject.loss - 0.5 * subject.accuracy_at(1)"),
+        measuring("subject.loss - 0.5 * subject.accuracy_at(1)"),
         "0.5 in `0.5 * subject.accuracy_at(1)` is a second free number that hides in a measurement",
         id="a second free number",
     ),
@@ -68,57 +68,57 @@ BROKEN = [
         id="comparison outside an assert",
     ),
     pytest.param(
-        GOOD + '    low = measure("again", subject.loss) < 1\n', "uses measure outside an assert", id="one outside"
+        and_then('low = measure("again", subject.loss) < 1'), "uses measure outside an assert", id="one outside"
     ),
     pytest.param(
-        GOOD + '    assert not measure("again", subject.loss) > 1\n', "is not of the form", id="negated comparison"
+        and_then('assert not measure("again", subject.loss) > 1'), "is not of the form", id="negated comparison"
     ),
     pytest.param(
-        GOOD + '    assert measure("again", subject.loss) - measure("more", 1.0) < 1\n',
+        and_then('assert measure("again", subject.loss) - measure("more", 1.0) < 1'),
         "is not of the form",
         id="difference taken outside measure",
     ),
     pytest.param(
-        GOOD + '    assert 0 < measure("again", subject.loss) < 1\n', "is not of the form", id="two bounds at once"
+        and_then('assert 0 < measure("again", subject.loss) < 1'), "is not of the form", id="two bounds at once"
     ),
-    pytest.param(GOOD + "    assert subject.loss < 1\n", "is not of the form", id="assert without a measurement"),
-    pytest.param(GOOD + "    helper = measure\n", "uses measure outside an assert", id="measure handed on"),
+    pytest.param(and_then("assert subject.loss < 1"), "is not of the form", id="assert without a measurement"),
+    pytest.param(and_then("helper = measure"), "uses measure outside an assert", id="measure handed on"),
     pytest.param(
         GOOD.replace("    assert", "    for _ in ():\n        assert"),
         "nothing was compared",
         id="loop that never runs",
     ),
-    pytest.param(GOOD + '    assert measure("loss", subject.loss) < 1\n', "is measured twice", id="name used twice"),
+    pytest.param(and_then('assert measure("loss", subject.loss) < 1'), "is measured twice", id="name used twice"),
     pytest.param(
-        GOOD + '    assert measure("again", float("nan") * subject.loss) < 1\n',
+        and_then('assert measure("again", float("nan") * subject.loss) < 1'),
         "it must be finite",
         id="value that is not finite",
     ),
     pytest.param(
-        GOOD + '    assert measure("again", subject.loss) < float("inf")\n',
+        and_then('assert measure("again", subject.loss) < float("inf")'),
         "it must be finite",
         id="bound that is not finite",
     ),
     pytest.param(
-        GOOD + '    assert measure("again", [subject.loss]) < 1\n', "it must be a number", id="value of another type"
+        and_then('assert measure("again", [subject.loss]) < 1'), "it must be a number", id="value of another type"
     ),
     pytest.param(
-        GOOD + '    assert measure("again", subject.loss) != 2\n', "almost any value passes", id="compared with !="
+        and_then('assert measure("again", subject.loss) != 2'), "almost any value passes", id="compared with !="
     ),
-    pytest.param(GOOD + '    pytest.skip("not today")\n', "may not skip or xfail (not today)", id="skip"),
-    pytest.param(GOOD + '    pytest.xfail("not today")\n', "may not skip or xfail (not today)", id="xfail"),
+    pytest.param(and_then('pytest.skip("not today")'), "may not skip or xfail (not today)", id="skip"),
+    pytest.param(and_then('pytest.xfail("not today")'), "may not skip or xfail (not today)", id="xfail"),
     pytest.param(
-        GOOD + '    if subject.loss > 1:\n        pytest.skip("bad model")\n',
+        and_then("if subject.loss > 1:", '    pytest.skip("bad model")'),
         "control untrained: ClaimError: a claim may not skip",
         id="skip on a control alone",
     ),
     pytest.param(
-        GOOD + "    if subject.loss > 1:\n        raise ValueError('bad model')\n",
+        and_then("if subject.loss > 1:", "    raise ValueError('bad model')"),
         "control untrained: ValueError: bad model; an error is never a refutation",
         id="exception on a control alone",
     ),
     pytest.param(
-        GOOD + '    assert measure("accuracy", subject.accuracy_at(1)) > -1\n',
+        and_then('assert measure("accuracy", subject.accuracy_at(1)) > -1'),
         "cannot tell reference from untrained: 'accuracy' is false on none of them",
         id="a comparison that no control refutes",
     ),
@@ -128,20 +128,20 @@ BROKEN = [
         id="a mechanism that any bad model refutes by being bad",
     ),
     pytest.param(
-        GOOD.replace("assert", "subject.model.W = subject.model.blocks[1].attn.W_Q.data.add_(1)\n    assert"),
+        measuring("subject.loss", "subject.model.W = subject.model.blocks[1].attn.W_Q.data.add_(1)"),
         "a test changed its weights",
         id="weights changed",
     ),
     pytest.param(
-        GOOD.replace("assert", "subject.folded.unembed.b_U.data.add_(1)\n    assert"),
+        measuring("subject.loss", "subject.folded.unembed.b_U.data.add_(1)"),
         "a test changed its folded model",
         id="folded model changed",
     ),
     pytest.param(
-        GOOD.replace("assert", "subject.tokens[:, 1] = 5\n    assert"), "a test changed its tokens", id="tokens changed"
+        measuring("subject.loss", "subject.tokens[:, 1] = 5"), "a test changed its tokens", id="tokens changed"
     ),
     pytest.param(
-        GOOD.replace("assert", 'subject.model.add_hook("hook_embed", lambda value, hook: None)\n    assert'),
+        measuring("subject.loss", 'subject.model.add_hook("hook_embed", lambda value, hook: None)'),
         "a test changed its hooks",
         id="hook left behind",
     ),

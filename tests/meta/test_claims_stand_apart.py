@@ -94,7 +94,7 @@ def test_a_project_of_ones_own_names_its_subjects_by_the_hook_alone(project):
 
 
 def test_the_header_names_the_subjects(project):
-    project("-mnot slow").stdout.fnmatch_lines(["nopos: claims are checked on fair, slow"])
+    assert "nopos: claims are checked on fair, slow" in project("-mnot slow").stdout.lines
 
 
 @pytest.mark.parametrize("option", ["--setup-plan", "--setup-only", "--collect-only", "--fixtures", "--markers"])
@@ -111,12 +111,7 @@ def test_the_XML_of_a_run_says_in_JSON_what_was_claimed_and_measured(project, py
     fair = properties["test_the_coin_is_fair[fair]"]
     assert (fair["subject"], fair["statement"], fair["verdict"]) == ("fair", "It is.", "holds")
     (measured,) = fair["measurements"]
-    assert (measured["name"], measured["value"], measured["operator"], measured["limit"]) == (
-        "share of heads",
-        0.5,
-        "<",
-        0.6,
-    )
+    assert [measured[part] for part in ("name", "value", "operator", "limit")] == ["share of heads", 0.5, "<", 0.6]
     assert [one["name"] for one in measured["refuted_by"]] == ["loaded"]
 
 

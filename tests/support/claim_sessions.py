@@ -28,6 +28,18 @@ def test_the_loss_is_low(subject, measure):
     assert measure("loss", subject.loss, "nats") < 0.1
 """
 
+
+def measuring(value: str, *before: str) -> str:
+    """GOOD with another value measured, and lines before the assert."""
+    lines = "".join(f"{line}\n    " for line in before)
+    return GOOD.replace("assert", f"{lines}assert").replace("subject.loss", value)
+
+
+def and_then(*lines: str) -> str:
+    """GOOD with lines after its own."""
+    return GOOD + "".join(f"    {line}\n" for line in lines)
+
+
 Run = Callable[..., tuple[pytest.RunResult, Any]]
 
 

@@ -21,6 +21,11 @@ def problems(tmp_path, lines, given="subject, measure"):
     return body_problems(scope["test_it"])
 
 
+def measured(value):
+    """A body of one line that measures a value."""
+    return [f'assert measure("a", {value}) < 1']
+
+
 FINE = [
     ['assert measure("a", subject.a) < 0.7'],
     ['assert measure("a", subject.a) < 2 / 3'],
@@ -103,13 +108,13 @@ LATE = 0.5
 """
 
 HIDDEN = [
-    (['assert measure("a", subject.a - 0.7 * subject.b) < 0'], "0.7 in `0.7 * subject.b`"),
-    (['assert measure("a", subject.a - subject.b / 2) < 0'], "2 in `subject.b / 2`"),
-    (['assert measure("a", value=subject.a - 3) < 0'], "3 in `subject.a - 3`"),
-    (['assert measure("a", subject.a + -0.5) < 0'], "-0.5 in `subject.a + -0.5`"),
-    (['assert measure("a", subject.a ** 2) < 1'], "2 in `subject.a ** 2`"),
-    (['assert measure("a", subject.a % 0.5) < 1'], "0.5 in `subject.a % 0.5`"),
-    (['assert measure("a", max(subject.a, 1.5 * subject.b)) < 1'], "1.5 in `1.5 * subject.b`"),
+    (measured("subject.a - 0.7 * subject.b"), "0.7 in `0.7 * subject.b`"),
+    (measured("subject.a - subject.b / 2"), "2 in `subject.b / 2`"),
+    (measured("value=subject.a - 3"), "3 in `subject.a - 3`"),
+    (measured("subject.a + -0.5"), "-0.5 in `subject.a + -0.5`"),
+    (measured("subject.a ** 2"), "2 in `subject.a ** 2`"),
+    (measured("subject.a % 0.5"), "0.5 in `subject.a % 0.5`"),
+    (measured("max(subject.a, 1.5 * subject.b)"), "1.5 in `1.5 * subject.b`"),
     (["less = subject.a - 1.5 * subject.b", 'assert measure("a", less) < 0'], "1.5 in `1.5 * subject.b`"),
     (
         ["half = subject.b / 2", "less = subject.a - half", 'assert measure("a", less) < 0'],
@@ -125,50 +130,44 @@ HIDDEN = [
         "0.7 in `0.7 * subject.b`",
     ),
     (["for one in (subject.a - 0.7,):", '    assert measure("a", one) < 0'], "0.7 in `subject.a - 0.7`"),
-    (['assert measure("a", max(one - 0.7 for one in subject.all)) < 0'], "0.7 in `one - 0.7`"),
-    (['assert measure("a", sum(one for one in subject.all if one > 0.3)) < 0'], "0.3 in `one > 0.3`"),
+    (measured("max(one - 0.7 for one in subject.all)"), "0.7 in `one - 0.7`"),
+    (measured("sum(one for one in subject.all if one > 0.3)"), "0.3 in `one > 0.3`"),
     (["one: float = subject.a - 0.7", 'assert measure("a", one) < 0'], "0.7 in `subject.a - 0.7`"),
     (["print(one := subject.a - 0.7)", 'assert measure("a", one) < 0'], "0.7 in `subject.a - 0.7`"),
     (["with kept(subject.a - 0.7) as one:", '    assert measure("a", one) < 0'], "0.7 in `subject.a - 0.7`"),
     # numbers of the file and of other files
-    (['assert measure("a", subject.a - HALF * subject.b) < 0'], "HALF in `HALF * subject.b`"),
-    (['assert measure("a", subject.a - LATE * subject.b) < 0'], "LATE in `LATE * subject.b`"),
-    (['assert measure("a", subject.a - WEIGHTS[0] * subject.b) < 0'], "0.25 in `(0.25, 1)`"),
-    (['assert measure("a", subject.a - SOLVED * subject.b) < 0'], "SOLVED in `SOLVED * subject.b`"),
-    (
-        ['assert measure("a", elsewhere.SOLVED * subject.b) < 0'],
-        "elsewhere.SOLVED in `elsewhere.SOLVED * subject.b`",
-    ),
-    (['assert measure("a", subject.a - math.pi) < 0'], "math.pi in `subject.a - math.pi`"),
+    (measured("subject.a - HALF * subject.b"), "HALF in `HALF * subject.b`"),
+    (measured("subject.a - LATE * subject.b"), "LATE in `LATE * subject.b`"),
+    (measured("subject.a - WEIGHTS[0] * subject.b"), "0.25 in `(0.25, 1)`"),
+    (measured("subject.a - SOLVED * subject.b"), "SOLVED in `SOLVED * subject.b`"),
+    (measured("elsewhere.SOLVED * subject.b"), "elsewhere.SOLVED in `elsewhere.SOLVED * subject.b`"),
+    (measured("subject.a - math.pi"), "math.pi in `subject.a - math.pi`"),
     # functions of the file
-    (['assert measure("a", less(subject.a, subject.b, by=0.7)) < 0'], "by in `by * b`"),
-    (['assert measure("a", less(0.7, subject.b)) < 0'], "a in `a - by * b`"),
-    (['assert measure("a", less(subject.a, **{"by": 0.7})) < 0'], "0.7 in `{'by': 0.7}`"),
-    (['assert measure("a", total(subject.a, 0.7)) < 0'], "all in `sum(all)`"),
-    (['assert measure("a", quartered(subject.a)) < 0'], "by in `by * a`"),
-    (['assert measure("a", halved(subject.a)) < 0'], "LATE in `LATE * a`"),
-    (['assert measure("a", subject.run(halved)) < 0'], "LATE in `LATE * a`"),
-    (['assert measure("a", subject.run(less, by=0.7)) < 0'], "by in `by * b`"),
-    (['assert measure("a", subject.run(lambda model: 0.7 * model.a)) < 0'], "0.7 in `0.7 * model.a`"),
+    (measured("less(subject.a, subject.b, by=0.7)"), "by in `by * b`"),
+    (measured("less(0.7, subject.b)"), "a in `a - by * b`"),
+    (measured('less(subject.a, **{"by": 0.7})'), "0.7 in `{'by': 0.7}`"),
+    (measured("total(subject.a, 0.7)"), "all in `sum(all)`"),
+    (measured("quartered(subject.a)"), "by in `by * a`"),
+    (measured("halved(subject.a)"), "LATE in `LATE * a`"),
+    (measured("subject.run(halved)"), "LATE in `LATE * a`"),
+    (measured("subject.run(less, by=0.7)"), "by in `by * b`"),
+    (measured("subject.run(lambda model: 0.7 * model.a)"), "0.7 in `0.7 * model.a`"),
     # calls that do arithmetic
-    (
-        ['assert measure("a", torch.sub(subject.a, subject.b, alpha=0.5)) < 0'],
-        "0.5 in `torch.sub(subject.a, subject.b, alpha=0.5)`",
-    ),
-    (['assert measure("a", subject.a.mul(0.7)) < 0'], "0.7 in `subject.a.mul(0.7)`"),
-    (['assert measure("a", subject.at(2).lerp(subject.b, 0.7)) < 0'], "0.7 in `subject.at(2).lerp(subject.b, 0.7)`"),
-    (['assert measure("a", subject.a.clamp(min=0.1)) < 1'], "0.1 in `subject.a.clamp(min=0.1)`"),
-    (['assert measure("a", max(subject.a, 0.3)) < 1'], "0.3 in `max(subject.a, 0.3)`"),
-    (['assert measure("a", sum((subject.a, -0.3))) < 1'], "-0.3 in `(subject.a, -0.3)`"),
-    (['assert measure("a", math.pow(subject.a, 2)) < 1'], "2 in `math.pow(subject.a, 2)`"),
-    (['assert measure("a", relative_range(subject.a - 0.7)) < 1'], "0.7 in `subject.a - 0.7`"),
+    (measured("torch.sub(subject.a, subject.b, alpha=0.5)"), "0.5 in `torch.sub(subject.a, subject.b, alpha=0.5)`"),
+    (measured("subject.a.mul(0.7)"), "0.7 in `subject.a.mul(0.7)`"),
+    (measured("subject.at(2).lerp(subject.b, 0.7)"), "0.7 in `subject.at(2).lerp(subject.b, 0.7)`"),
+    (measured("subject.a.clamp(min=0.1)"), "0.1 in `subject.a.clamp(min=0.1)`"),
+    (measured("max(subject.a, 0.3)"), "0.3 in `max(subject.a, 0.3)`"),
+    (measured("sum((subject.a, -0.3))"), "-0.3 in `(subject.a, -0.3)`"),
+    (measured("math.pow(subject.a, 2)"), "2 in `math.pow(subject.a, 2)`"),
+    (measured("relative_range(subject.a - 0.7)"), "0.7 in `subject.a - 0.7`"),
     # comparisons and conditions
-    (['assert measure("a", (subject.a > 0.3).mean()) < 1'], "0.3 in `subject.a > 0.3`"),
-    (['assert measure("a", subject.a if subject.b > 0.3 else 0) < 1'], "0.3 in `subject.b > 0.3`"),
+    (measured("(subject.a > 0.3).mean()"), "0.3 in `subject.a > 0.3`"),
+    (measured("subject.a if subject.b > 0.3 else 0"), "0.3 in `subject.b > 0.3`"),
     # indices and ranges that are measured
-    (['assert measure("a", [0, 1][int(subject.a > 0.7)]) < 1'], "0.7 in `subject.a > 0.7`"),
-    (['assert measure("a", subject.a[2, subject.b > 0.7].sum()) < 1'], "0.7 in `subject.b > 0.7`"),
-    (['assert measure("a", len(range(int(subject.a / 0.7)))) < 1'], "0.7 in `subject.a / 0.7`"),
+    (measured("[0, 1][int(subject.a > 0.7)]"), "0.7 in `subject.a > 0.7`"),
+    (measured("subject.a[2, subject.b > 0.7].sum()"), "0.7 in `subject.b > 0.7`"),
+    (measured("len(range(int(subject.a / 0.7)))"), "0.7 in `subject.a / 0.7`"),
 ]
 
 IN_A_CONDITION = [
@@ -220,28 +219,25 @@ def test_a_free_number_in_a_bound_that_is_measured_is_seen(tmp_path, lines, wher
 @pytest.mark.parametrize(
     ("lines", "asked"),
     [
-        (['assert measure("a", len(subject.name)) < 1'], "subject.name"),
-        (['assert measure("a", subject.record()["seed"]) < 1'], "subject.record"),
-        (['assert measure("a", subject.checkpoint.sha256 == "ab") < 1'], "subject.checkpoint.sha256"),
+        (measured("len(subject.name)"), "subject.name"),
+        (measured('subject.record()["seed"]'), "subject.record"),
+        (measured('subject.checkpoint.sha256 == "ab"'), "subject.checkpoint.sha256"),
         (["of = subject.checkpoint", 'assert measure("a", of.seed) < 1'], "of.seed"),
-        (['assert measure("a", len(getattr(subject, "name"))) < 1'], "getattr"),
-        (['assert measure("a", len(vars(subject.checkpoint))) < 1'], "vars"),
-        (['assert measure("a", len(subject._name)) < 1'], "subject._name"),
+        (measured('len(getattr(subject, "name"))'), "getattr"),
+        (measured("len(vars(subject.checkpoint))"), "vars"),
+        (measured("len(subject._name)"), "subject._name"),
         (
             ["if subject.checkpoint.recipe is None:", "    return", 'assert measure("a", subject.a) < 1'],
             "subject.checkpoint.recipe",
         ),
-        (['assert measure("a", named(subject)) < 1'], "model.name"),
+        (measured("named(subject)"), "model.name"),
         (["one, = [subject]", 'assert measure("a", len(one.name)) < 1'], "one.name"),
-        (['assert measure("a", len([s for s in [subject]][0].name)) < 1'], "[s for s in [subject]][0].name"),
-        (['assert measure("a", len(max([subject], key=id).name)) < 1'], "max([subject], key=id).name"),
-        (
-            ['assert measure("a", len(subject.__class__.wrote(subject))) < 1'],
-            "subject.__class__",
-        ),
-        (['assert measure("a", len(operator.attrgetter("name")(subject))) < 1'], "operator.attrgetter"),
-        (['assert measure("a", len(by_name("name")(subject))) < 1'], "by_name"),
-        (['assert measure("a", eval("len(subject.name)", {"subject": subject})) < 1'], "eval"),
+        (measured("len([s for s in [subject]][0].name)"), "[s for s in [subject]][0].name"),
+        (measured("len(max([subject], key=id).name)"), "max([subject], key=id).name"),
+        (measured("len(subject.__class__.wrote(subject))"), "subject.__class__"),
+        (measured('len(operator.attrgetter("name")(subject))'), "operator.attrgetter"),
+        (measured('len(by_name("name")(subject))'), "by_name"),
+        (measured('eval("len(subject.name)", {"subject": subject})'), "eval"),
         (
             ["match subject:", "    case object(name='b'):", "        pass", 'assert measure("a", subject.a) < 1'],
             "object(name='b')",
@@ -261,17 +257,11 @@ def test_a_question_which_model_it_is_is_seen(tmp_path, lines, asked):
         (['assert measure("a", 1) < 2'], "1"),
         (["SEEN.append(0)", 'assert measure("a", len(SEEN)) < 2'], "len(SEEN)"),
         (["b = 0", "if subject.a > subject.b:", "    b = 1", 'assert measure("a", b) < 1'], "b"),
-        (
-            ['assert measure("a", float(subject.config.kind == "learned")) < 1'],
-            "float(subject.config.kind == 'learned')",
-        ),
+        (measured('float(subject.config.kind == "learned")'), "float(subject.config.kind == 'learned')"),
         (["sizes = subject.config", 'assert measure("a", value=sizes.n_ctx) < 1'], "sizes.n_ctx"),
         (["one, = [subject]", 'assert measure("a", one.task.offset) < 1'], "one.task.offset"),
-        (['assert measure("a", context(subject)) < 1'], "context(subject)"),
-        (
-            ['assert measure("a", (lambda model: model.config.n_ctx)(subject)) < 1'],
-            "(lambda model: model.config.n_ctx)(subject)",
-        ),
+        (measured("context(subject)"), "context(subject)"),
+        (measured("(lambda model: model.config.n_ctx)(subject)"), "(lambda model: model.config.n_ctx)(subject)"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

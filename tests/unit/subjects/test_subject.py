@@ -242,6 +242,21 @@ def test_an_analysis_that_writes_into_what_it_reads_is_found_and_the_next_reads_
         assert torch.equal(subject.run(median_dilution), expected[2])
 
 
+def test_a_hook_that_was_taken_away_is_put_back_where_its_handle_takes_it_away_again():
+    subject = Subject("silenced", reference().checkpoint, interventions={ATTN_OUT: torch.zeros_like})
+    point = subject.model.hook_dict[ATTN_OUT]
+
+    def take_away():
+        with subject.proven_unchanged():
+            subject.model.reset_hooks(including_permanent=True)
+            assert (point.has_hooks(), len(point._forward_hooks)) == (False, 0)
+
+    for _ in range(2):
+        with pytest.raises(ClaimError, match="changed its hooks"):
+            take_away()
+        assert (point.has_hooks(), len(point._forward_hooks)) == (True, 1)
+
+
 def test_another_dtype_is_a_change():
     subject = UNTRAINED.build()
     with pytest.raises(ClaimError, match="changed its weights"), subject.proven_unchanged():
