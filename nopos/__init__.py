@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from nopos.claims.claim import claim
     from nopos.claims.control import Control
     from nopos.claims.outcome import Controls
+    from nopos.claims.run import SubjectLoader
     from nopos.claims.verdict import check
-    from nopos.errors import NoposError
+    from nopos.errors import NoposError, NotMeasurableError
     from nopos.model.config import ModelConfig
     from nopos.model.recipes import RECIPES, Recipe, TrainConfig
     from nopos.model.transformer import NoPosTransformer
@@ -31,9 +32,11 @@ _HOME = {
     "ModelSubject": "subjects.model_subject",
     "NoPosTransformer": "model.transformer",
     "NoposError": "errors",
+    "NotMeasurableError": "errors",
     "RECIPES": "model.recipes",
     "Recipe": "model.recipes",
     "Subject": "subjects.subject",
+    "SubjectLoader": "claims.run",
     "TrainConfig": "model.recipes",
     "check": "claims.verdict",
     "claim": "claims.claim",
@@ -50,8 +53,10 @@ __all__ = [
     "ModelSubject",
     "NoPosTransformer",
     "NoposError",
+    "NotMeasurableError",
     "Recipe",
     "Subject",
+    "SubjectLoader",
     "TrainConfig",
     "check",
     "claim",
