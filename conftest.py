@@ -24,8 +24,8 @@ NEED_ONE_PROCESS = (
     "benchmark_only", "maxprocesses",
 )  # fmt: skip
 """Options of pytest that select some tests, or that show what one process does."""
-IMPORTING_TORCH = ("micro", "command", "disk", "shapes", "claim_sessions", "shipped_claims")
-"""The fixtures in tests/support; they take seconds to import."""
+SUPPORT = ("micro", "command", "coin_project", "disk", "shapes", "claim_sessions", "shipped_claims")
+"""The fixtures in tests/support; most import torch, which takes seconds."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -52,7 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
     pyproject.toml, for which pytest would import nopos before its shapes can be checked.
     """
     if getattr(config.option, "dist", "no") == "no":
-        for name in IMPORTING_TORCH:
+        for name in SUPPORT:
             config.pluginmanager.import_plugin(f"tests.support.{name}")
     config.addinivalue_line("markers", "xdist_group: tests that one process runs; here for runs without xdist")
     config.addinivalue_line("filterwarnings", "default::nopos.errors.DamagedCacheEntry")

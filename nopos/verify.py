@@ -120,7 +120,7 @@ class _Names:
     def __init__(self, claim: Claim) -> None:
         marks = [mark.name for mark in getattr(claim.function, "pytestmark", [])]
         own = ["claim", "requested"] if claim.requested else ["claim"]
-        self._names = [name.lower() for name in (claim.name, claim.id.partition("::")[0], *own, *marks)]
+        self._names = [name.lower() for name in (claim.name, Path(claim.id.partition("::")[0]).name, *own, *marks)]
 
     def __call__(self, name: str, /, **options: str | int | bool | None) -> bool:
         if options:

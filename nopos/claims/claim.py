@@ -7,7 +7,7 @@ rules without running it is seen here, when the test is defined (`rules`); the r
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ class Claim:
     """A test that `@claim` has marked."""
 
     id: str
-    """`file.py::name`, with the class and the parameters if there are any: one in a run."""
+    """`folder/file.py::name`, with the class and the parameters if there are any: unique in a run."""
     name: str
     """Of the function."""
     statement: str
@@ -55,11 +55,10 @@ class Claim:
     @property
     def function(self) -> Callable[..., None]:
         """The test as it was written, without what is bound to it: what two runs of one claim have in common."""
-        body = self.body
+        body = inspect.unwrap(self.body)
         while isinstance(body, partial):
             body = body.func
-        written: Callable[..., None] = getattr(body, "__func__", body)
-        return written
+        return inspect.unwrap(getattr(body, "__func__", body))
 
     @property
     def sentence(self) -> str:
@@ -69,7 +68,7 @@ class Claim:
     @property
     def where(self) -> str:
         """File and line of the test."""
-        code = inspect.unwrap(self.function).__code__
+        code = self.function.__code__
         path, here = Path(code.co_filename), Path.cwd()
         return f"{path.relative_to(here) if path.is_relative_to(here) else path}:{code.co_firstlineno}"
 
@@ -133,19 +132,6 @@ def claim_of(test: object) -> Claim | None:
     """The claim that `@claim` made of a test, if it was marked."""
     found: Claim | None = getattr(test, _ATTRIBUTE, None)
     return found
-
-
-def require_distinct(claims: Iterable[Claim]) -> None:
-    """Raise ClaimError if two claims on one subject have one name, class and parameters included, in whatever files.
-
-    Messages and tables say the sentence that the name is, without the file.
-    """
-    first: dict[str, Claim] = {}
-    for one in claims:
-        name = one.id.partition("::")[2]
-        if name in first:
-            raise ClaimError(f"two claims are called {name}; rename one ({first[name].where}, {one.where})")
-        first[name] = one
 
 
 def sentence(claim_id: str) -> str:

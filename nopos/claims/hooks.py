@@ -9,19 +9,21 @@ import pytest
 from nopos.claims.run import SubjectLoader
 
 
-@pytest.hookspec
-def pytest_nopos_subjects(config: pytest.Config) -> Sequence[SubjectLoader]:  # type: ignore[empty-body]
-    """The subjects that the claims are evaluated on; called once in each process, before tests are collected.
+@pytest.hookspec(firstresult=True)
+def pytest_nopos_subjects(config: pytest.Config) -> Sequence[SubjectLoader] | None:
+    """The subjects on which the claims of a folder are evaluated.
 
-    What all implementations return is put together; each name must be there once. Write it in a conftest.py:
+    Write it in the folder's conftest.py:
 
-        from nopos.claims.run import SubjectLoader
+        from nopos import SubjectLoader
 
         def pytest_nopos_subjects(config):
-            return [SubjectLoader("my model", load=lambda: MyModel(safetensors.torch.load_file("model.safetensors")))]
+            return [SubjectLoader("my model", load_my_model)]
 
-    where `MyModel` has what `nopos.claims.control.Subject` names. Load a model that the command line names in the
-    hook itself, so that a mistake ends the run in one line; leave the others to `load`.
+    where `load_my_model()` gives a subject, such as `nopos.ModelSubject("my model", ...)`. It counts for the claims in
+    that folder and below, and before what the folders above and the plugins name. It is called when claims are
+    collected, so leave what takes time to `load`; but load a model here that the command line names, so that a mistake
+    ends the run in one line.
 
     Raises:
         NoposError: an option that cannot be, or a named model that cannot be loaded.

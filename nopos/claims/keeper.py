@@ -73,9 +73,11 @@ class LedgerKeeper:
             self._write(session)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if self.ledger:
+        """Print the table: with `-q` of what is not as expected, with `-qq` and `--no-summary` none at all."""
+        verbosity = self.config.get_verbosity()
+        if self.ledger and verbosity > -2 and not self.config.getoption("no_summary"):
             terminalreporter.section("nopos: what was measured")
-            for line in table(self.ledger):
+            for line in table(self.ledger, all_claims=verbosity >= 0):
                 terminalreporter.write_line(line)
 
     def _plan(self, entries: list[Record]) -> None:

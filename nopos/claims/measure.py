@@ -31,7 +31,14 @@ class Comparison:
 class Measure:
     """Gives values their names and keeps what they are compared with; the `measure` of a claim's body."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, fail_at: str | None = None, message: str = "") -> None:
+        """Begin with no comparison.
+
+        Args:
+            fail_at: a measurement whose comparison shall raise AssertionError, so that it is seen where it stands.
+            message: of that AssertionError.
+        """
+        self._fail_at, self._message = fail_at, message
         self._comparisons: dict[str, Comparison | None] = {}
         self._first_error: ClaimError | None = None
 
@@ -41,6 +48,7 @@ class Measure:
         Raises:
             ClaimError: the value is not a finite number, or the name was used before.
         """
+        __tracebackhide__ = True
         if name in self._comparisons:
             self.reject(f"{name!r} is measured twice; each measurement needs a name of its own")
         number = self.finite(name, value)
@@ -49,9 +57,12 @@ class Measure:
 
     def record(self, comparison: Comparison) -> None:
         """Take in the one comparison of a measurement."""
+        __tracebackhide__ = True
         if self._comparisons[comparison.name] is not None:
             self.reject(f"{comparison.name!r} is compared twice; measure each comparison under a name of its own")
         self._comparisons[comparison.name] = comparison
+        if comparison.name == self._fail_at:
+            raise AssertionError(self._message)
 
     def close(self) -> tuple[Comparison, ...]:
         """All comparisons, in the order of their measurements.
@@ -75,12 +86,14 @@ class Measure:
 
     def reject(self, problem: str) -> NoReturn:
         """Raise a misuse as an error, and remember it in case the body swallows it."""
+        __tracebackhide__ = True
         error = ClaimError(problem)
         self._first_error = self._first_error or error
         raise error
 
     def finite(self, name: str, value: object) -> float:
         """The value as a float, rejected unless it is a finite number."""
+        __tracebackhide__ = True
         try:
             number = float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError):
@@ -102,31 +115,39 @@ class Measured(float):
         self._name, self._unit, self._measure = name, unit, measure
 
     def __lt__(self, bound: object) -> bool:
+        __tracebackhide__ = True
         return self._compare("<", bound, lambda value, limit: (value < limit, limit - value))
 
     def __le__(self, bound: object) -> bool:
+        __tracebackhide__ = True
         return self._compare("<=", bound, lambda value, limit: (value <= limit, limit - value))
 
     def __gt__(self, bound: object) -> bool:
+        __tracebackhide__ = True
         return self._compare(">", bound, lambda value, limit: (value > limit, value - limit))
 
     def __ge__(self, bound: object) -> bool:
+        __tracebackhide__ = True
         return self._compare(">=", bound, lambda value, limit: (value >= limit, value - limit))
 
     def __eq__(self, bound: object) -> bool:
+        __tracebackhide__ = True
         return self._compare("==", bound, lambda value, limit: (value == limit, -abs(value - limit)))
 
     def __ne__(self, bound: object) -> bool:
+        __tracebackhide__ = True
         self._measure.reject(
             f"{self._name!r} is compared with !=, which almost any value passes; compare it with a bound"
         )
 
     def __bool__(self) -> NoReturn:  # noqa: PLE0304 - never returns
+        __tracebackhide__ = True
         self._measure.reject(f"{self._name!r} is used without a bound; compare it with one")
 
     __hash__ = None  # type: ignore[assignment]
 
     def _compare(self, operator: str, bound: object, decide: Callable[[float, float], tuple[bool, float]]) -> bool:
+        __tracebackhide__ = True
         limit = self._measure.finite(f"the bound of {self._name}", bound)
         holds, margin = decide(float(self), limit)
         self._measure.record(Comparison(self._name, float(self), self._unit, operator, limit, margin, holds))

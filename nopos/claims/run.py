@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,7 @@ from nopos.errors import ConfigError
 class SubjectLoader:
     """A subject that a run can ask for, and how to get it.
 
-    A provider that knows of a mistake before any work raises a NoposError from its hook; what `load` raises makes the
-    tests of that subject fail.
+    What `load` raises makes the tests of that subject fail.
     """
 
     name: str
@@ -32,21 +32,28 @@ class Run:
     """What one pytest process knows."""
 
     config: pytest.Config
-    loaders: dict[str, SubjectLoader] = field(default_factory=dict)
     subjects: dict[str, Subject] = field(default_factory=dict)
     controls: Controls = field(default_factory=Controls)
+    _named: dict[tuple[object, ...], Sequence[SubjectLoader]] = field(default_factory=dict)
+    """What was named, by the providers that could have named it."""
 
-    def start(self) -> None:
-        """Ask the providers which subjects there are.
+    def loaders(self, hook: Any) -> Sequence[SubjectLoader]:
+        """The subjects that the providers of a folder name, asked once for all folders with the same providers.
+
+        Args:
+            hook: pytest's `ihook` of something in the folder.
 
         Raises:
-            NoposError: two subjects of one name, or what a provider objects to.
+            NoposError: two subjects of one name, in whatever folders, or what a provider objects to.
         """
-        with _capture_off(self.config):
-            provided: list[Sequence[SubjectLoader]] = self.config.hook.pytest_nopos_subjects(config=self.config)
-        loaders = [loader for of_one in provided for loader in of_one]
-        require_named_once([loader.name for loader in loaders])
-        self.loaders = {loader.name: loader for loader in loaders}
+        providers = tuple(one.plugin for one in hook.pytest_nopos_subjects.get_hookimpls())
+        if providers not in self._named:
+            with _capture_off(self.config):
+                named: object = hook.pytest_nopos_subjects(config=self.config)
+            loaders = _loaders(named)
+            require_named_once([one.name for known in (*self._named.values(), loaders) for one in known])
+            self._named[providers] = loaders
+        return self._named[providers]
 
     def subject(self, name: str) -> Subject:
         """Load a subject the first time it is wanted, with its progress bar on the terminal.
@@ -55,8 +62,9 @@ class Run:
             NoposError: what loading objects to, no subject, or one that has another name than its loader.
         """
         if name not in self.subjects:
+            loader = next(one for loaders in self._named.values() for one in loaders if one.name == name)
             with _capture_off(self.config):
-                loaded: object = self.loaders[name].load()
+                loaded: object = loader.load()
             if not isinstance(loaded, Subject):
                 kind = type(loaded).__name__
                 raise ConfigError(
@@ -82,6 +90,14 @@ def require_named_once(names: Sequence[str], *, as_what: Callable[[str], Hashabl
 def is_worker(config: pytest.Config) -> bool:
     """Whether this process is one of xdist's workers."""
     return hasattr(config, "workerinput")
+
+
+def _loaders(named: object) -> Sequence[SubjectLoader]:
+    """What a provider has named; None if nobody names anything."""
+    loaders = [] if named is None else named
+    if not isinstance(loaders, Sequence) or not all(isinstance(one, SubjectLoader) for one in loaders):
+        raise ConfigError(f"pytest_nopos_subjects gives {named!r}; it must give a list of SubjectLoader")
+    return loaders
 
 
 def _capture_off(config: pytest.Config) -> AbstractContextManager[None]:

@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from nopos.claims.claim import sentence
 from nopos.claims.ledger import Ledger
 from nopos.claims.records import Record
 
 WIDTH = 120
+NAMED = 3
+"""How many of the claims that did not run are named; `-x` leaves most of them."""
 
 
-def table(ledger: Ledger) -> list[str]:
-    """The lines of the table; none is longer than WIDTH columns, names of one word aside."""
+def table(ledger: Ledger, *, all_claims: bool = True) -> list[str]:
+    """The lines of the table; none is longer than WIDTH columns, names of one word aside.
+
+    Args:
+        ledger: what was measured.
+        all_claims: whether claims that came out as expected are listed too, or counted only.
+    """
     lines: list[str] = []
     for subject in ledger.tested():
         digest = f", sha256 {subject['sha256'][:12]}" if subject["sha256"] else ""
         lines += ["", f"{subject['name']} ({subject['description']}{digest})"]
+        titles = _titles(subject["claims"])
         for claim in subject["claims"]:
-            lines += _claim_lines(claim)
-        lines += _closing_lines(subject["claims"])
+            if claim["verdict"] != "not run" and (all_claims or not claim["as_expected"]):
+                lines += _claim_lines(claim, titles[claim["id"]])
+        lines += _closing_lines(subject["claims"], titles)
     if ledger.cut_short:
         lines += ["", "The run was cut short: claims that were not reached are not listed."]
     return lines
 
 
-def _claim_lines(claim: Record) -> list[str]:
-    lines = ["", *_wrapped(sentence(claim["id"]), "  ", "  ")]
+def _titles(claims: list[Record]) -> dict[str, str]:
+    """The sentence of each claim by its id; with its file where several of that name are listed."""
+    sentences = {claim["id"]: sentence(claim["id"]) for claim in claims}
+    several = {one for one, times in Counter(sentences.values()).items() if times > 1}
+    return {
+        claim_id: f"{title} ({claim_id.partition('::')[0]})" if title in several else title
+        for claim_id, title in sentences.items()
+    }
+
+
+def _claim_lines(claim: Record, title: str) -> list[str]:
+    lines = ["", *_wrapped(title, "  ", "  ")]
     facts = [claim["verdict"] if claim["as_expected"] else f"{claim['verdict'].upper()} !", claim["evidence"]]
     facts += ["requested"] if claim["requested"] else []
     unrefuted = [control for control in claim["controls"] if control["verdict"] != "refuted"]
@@ -71,11 +91,29 @@ def _by_kind(controls: Iterable[Record]) -> str:
     return "; ".join(f"{', '.join(of_kind)} ({kind})" for kind, of_kind in names.items())
 
 
-def _closing_lines(claims: list[Record]) -> list[str]:
-    others = [sentence(claim["id"]) for claim in claims if not claim["as_expected"]]
-    counted = f"  {len(claims) - len(others)} of {len(claims)} claims came out as expected"
-    named = [line for other in others for line in _wrapped(other, "    ", "      ")]
-    return ["", counted + (", all but:" if others else ""), *named]
+def _closing_lines(claims: list[Record], titles: Mapping[str, str]) -> list[str]:
+    missing = [titles[claim["id"]] for claim in claims if claim["verdict"] == "not run"]
+    others = [
+        f"{titles[claim['id']]}: {_wrong(claim)}"
+        for claim in claims
+        if not claim["as_expected"] and claim["verdict"] != "not run"
+    ]
+    good = len(claims) - len(others) - len(missing)
+    counted = f"  {good} of {len(claims)} claims came out as expected" + (", all but:" if others else "")
+    lines = ["", counted, *(line for other in others for line in _wrapped(other, "    ", "      "))]
+    if missing:
+        more = [f"and {len(missing) - NAMED} more"] if len(missing) > NAMED else []
+        lines += _wrapped(f"{len(missing)} did not run: {'; '.join([*missing[:NAMED], *more])}", "  ", "    ")
+    return lines
+
+
+def _wrong(claim: Record) -> str:
+    """The first measurement that is false; of a claim that has none, the verdict."""
+    first = next((item for item in claim["measurements"] if not item["holds"]), None)
+    if first is None:
+        return str(claim["verdict"])
+    got = f"{first['value']:.6g} {first['unit']}".rstrip()
+    return f"{first['name']}: got {got}, expected {first['operator']} {_limit(first['limit'])}"
 
 
 def _wrapped(text: str, first: str, rest: str) -> list[str]:

@@ -50,6 +50,11 @@ class Verdict:
         return self.verdict == "holds"
 
     @property
+    def unshown(self) -> Comparison | None:
+        """The first comparison that no control refutes; None if each is refuted by one."""
+        return next((one.comparison for one in self.comparisons if not one.refuted_by), None)
+
+    @property
     def reason(self) -> str | None:
         """In one line, what is wrong with which claim on which subject, and where to look; None if nothing is."""
         if not self.reasons:

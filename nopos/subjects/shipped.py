@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from nopos.claims.claim import Claim, claim_of, require_distinct
+from nopos.claims.claim import Claim, claim_of
 from nopos.errors import ClaimError
 
 _PACKAGE = Path(__file__).parents[1]
 _INSTALLED = (_PACKAGE / "_fixtures").is_dir()
 
-CLAIMS = _PACKAGE / "_claims" if _INSTALLED else _PACKAGE.parent / "tests" / "claims"
+FOLDER = "tests/claims"
+"""Of the claims in a checkout, and in their ids wherever they are run from."""
+CLAIMS = _PACKAGE / "_claims" if _INSTALLED else _PACKAGE.parent / FOLDER
 FIXTURES = _PACKAGE / "_fixtures" if _INSTALLED else _PACKAGE.parent / "fixtures"
 
 REFERENCE = "reference"
@@ -52,6 +56,15 @@ def claims_in(folder: Path) -> tuple[Claim, ...]:
                 claim = claim_of(test)
                 if claim is None:
                     raise ClaimError(f"{path}: {name} is no claim; mark it with @claim")
-                claims.append(claim)
-    require_distinct(claims)
+                claims.append(replace(claim, id=f"{FOLDER}/{claim.id}"))
+    _require_distinct(claims)
     return tuple(claims)
+
+
+def _require_distinct(claims: Sequence[Claim]) -> None:
+    """The tables of bounds and mutants know a claim by its name alone."""
+    first: dict[str, Claim] = {}
+    for one in claims:
+        if one.name in first:
+            raise ClaimError(f"two claims are called {one.name}; rename one ({first[one.name].where}, {one.where})")
+        first[one.name] = one

@@ -7,7 +7,7 @@ import torch._dynamo  # noqa: F401 - optimisers import it late, pytester forgets
 
 from nopos.model import recipes
 from nopos.storage import checkpoints
-from tests.support.claim_sessions import GOOD, PREAMBLE, and_then, check_rejected, measuring
+from tests.support.claim_sessions import GOOD, and_then, check_rejected, measuring
 
 CAUSAL = GOOD.replace("behavioural", "causal")
 
@@ -248,16 +248,6 @@ def test_a_claim_that_no_control_refutes_does_not_pass_through_the_model_of_anot
     controls = [subject for subject in ledger["subjects"] if subject["role"] == "control"]
     identified = [[subject[key] for key in ("name", "number", "kind")] for subject in controls]
     assert identified == [["spoilt", 1, "broken"], ["spoilt", 2, "near miss"]]
-
-
-@pytest.mark.parametrize("files", [("a/test_same.py", "b/test_same.py"), ("test_a.py", "test_b.py")])
-def test_two_claims_of_one_name_are_refused(run, pytester, files):
-    for name in files:
-        (pytester.path / name).parent.mkdir(exist_ok=True)
-        (pytester.path / name).write_text(PREAMBLE + GOOD)
-    result, _ = run("", "--import-mode=importlib")
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*nopos: two claims are called test_the_loss_is_low; rename one (*, *)"])
 
 
 def test_collecting_alone_writes_and_prints_no_ledger(run):

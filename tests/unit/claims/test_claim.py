@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from nopos.claims.claim import claim, claim_of, require_distinct, sentence
+from nopos.claims.claim import claim, claim_of, sentence
 from nopos.errors import ClaimError
 from tests.support.fake_subjects import claimed, control, low
 
@@ -48,14 +48,6 @@ def test_the_name_of_a_claim_is_its_sentence_and_weights_keep_their_names():
     assert sentence("test_a.py::test_W_pos_is_zero") == "W_pos is zero"
     assert sentence("test_a.py::test_how_b_U_and_a_W_E_differ_from_WB_x") == "how b_U and a W_E differ from WB x"
     assert sentence("3_ablation") == "3 ablation"
-
-
-def test_two_claims_of_one_name_are_refused_in_whatever_files_and_parameters_and_classes_make_two_names():
-    first = claimed(control())
-    ids = ["a.py::test_it", "a.py::test_it[bound=1]", "a.py::TestIt::test_it", "a.py::test_other"]
-    require_distinct([replace(first, id=one) for one in ids])
-    with pytest.raises(ClaimError, match=r"^two claims are called test_it; rename one \(.*py:\d+, .*py:\d+\)$"):
-        require_distinct([first, *(replace(first, id=f"{file}.py::test_it") for file in "ab")])
 
 
 def test_an_unmarked_test_has_no_claim():

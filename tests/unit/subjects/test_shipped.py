@@ -21,7 +21,7 @@ def test_{0}(subject, measure):
 def test_the_shipped_claims_are_those_of_the_folder_in_the_order_of_the_files():
     files = [claim.id.partition("::")[0] for claim in shipped_claims()]
     assert files == sorted(files)
-    assert set(files) == {path.name for path in CLAIMS.glob("test_*.py")}
+    assert set(files) == {f"tests/claims/{path.name}" for path in CLAIMS.glob("test_*.py")}
     assert shipped_claims() is shipped_claims()
 
 
@@ -30,7 +30,7 @@ def test_claims_stand_in_the_order_in_which_they_are_written(tmp_path):
     (tmp_path / "test_a.py").write_text(HEAD + CLAIM.format("third") + "def helper(): ...\n")
     (tmp_path / "other.py").write_text("1 / 0")
     ids = [claim.id for claim in claims_in(tmp_path)]
-    assert ids == ["test_a.py::test_third", "test_b.py::test_one", "test_b.py::test_another"]
+    assert ids == [f"tests/claims/test_{name}" for name in ("a.py::test_third", "b.py::test_one", "b.py::test_another")]
 
 
 def test_a_test_that_is_no_claim_is_refused(tmp_path):
