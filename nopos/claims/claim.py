@@ -135,14 +135,15 @@ def claim_of(test: object) -> Claim | None:
 
 
 def sentence(claim_id: str) -> str:
-    """The sentence that a claim's name is. The names of weights (W_pos, b_U) keep their underscore."""
+    """The sentence that a claim's name is, with its parameters. Names of weights (W_pos, b_U) keep their underscore."""
+    name, bracket, parameters = claim_id.rpartition("::")[2].partition("[")
     words: list[str] = []
-    for word in claim_id.rsplit("::", 1)[-1].removeprefix("test_").split("_"):
+    for word in name.removeprefix("test_").split("_"):
         if words and words[-1] in ("W", "b"):
             words[-1] += f"_{word}"
         else:
             words.append(word)
-    return " ".join(words)
+    return " ".join(words) + (f" [{parameters}" if bracket else "")
 
 
 def _asking(test: Callable[..., None]) -> inspect.Signature:

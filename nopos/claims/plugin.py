@@ -78,7 +78,7 @@ def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest
     if config.get_verbosity() < 0 or config.getoption("no_header"):
         return None
     claims = [item for item in items if isinstance(item, pytest.Function) and claim_of_item(item) is not None]
-    return _header([subject_name(item) for item in claims])
+    return _header([name for item in claims if isinstance(name := item.callspec.params[FIXTURE], str)])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -24,8 +24,9 @@ def table(ledger: Ledger, *, all_claims: bool = True) -> list[str]:
     """
     lines: list[str] = []
     for subject in ledger.tested():
-        digest = f", sha256 {subject['sha256'][:12]}" if subject["sha256"] else ""
-        lines += ["", f"{subject['name']} ({subject['description']}{digest})"]
+        facts = [subject["description"], subject["sha256"] and f"sha256 {subject['sha256'][:12]}"]
+        known = ", ".join(fact for fact in facts if fact)
+        lines += ["", f"{subject['name']} ({known})" if known else subject["name"]]
         titles = _titles(subject["claims"])
         for claim in subject["claims"]:
             if claim["verdict"] != "not run" and (all_claims or not claim["as_expected"]):

@@ -79,6 +79,7 @@ class ModelSubject:
         Raises:
             ClaimError: an option is not hashable.
         """
+        __tracebackhide__ = True  # where an analysis fails, pytest shows the analysis
         offered = self._models | self._data
         arguments = {name: offered[name] for name in _parameters(analysis) if name in offered} | options
         if self._changed():

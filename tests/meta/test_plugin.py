@@ -241,6 +241,12 @@ def test_a_run_that_is_to_run_nothing_has_nothing_that_was_not_run(project, opti
     result.stdout.no_fnmatch_line("*did not run*")
 
 
+def test_claims_are_collected_where_nobody_names_a_subject(project):
+    result = project("--collect-only", files={"conftest.py": "import pytest"})
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.no_fnmatch_line("nopos: *")
+
+
 def test_collecting_quietly_prints_nothing_but_ids(project):
     assert project("--collect-only", "-q").stdout.lines[:2] == [
         "test_claims.py::test_the_coin_is_fair[fair]",

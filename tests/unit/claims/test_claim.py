@@ -48,6 +48,7 @@ def test_the_name_of_a_claim_is_its_sentence_and_weights_keep_their_names():
     assert sentence("test_a.py::test_W_pos_is_zero") == "W_pos is zero"
     assert sentence("test_a.py::test_how_b_U_and_a_W_E_differ_from_WB_x") == "how b_U and a W_E differ from WB x"
     assert sentence("3_ablation") == "3 ablation"
+    assert sentence("a/test_a.py::TestIt::test_it_is[n=2, my_name='a_b']") == "it is [n=2, my_name='a_b']"
 
 
 def test_an_unmarked_test_has_no_claim():

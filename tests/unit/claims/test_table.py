@@ -99,6 +99,21 @@ def test_a_subject_that_never_loaded_and_a_run_cut_short_say_so():
     assert text.endswith("The run was cut short: claims that were not reached are not listed.")
 
 
+@pytest.mark.parametrize(
+    ("described", "line"),
+    [
+        ({}, "m (d, sha256 abababababab)"),
+        ({"description": None}, "m (sha256 abababababab)"),
+        ({"sha256": None}, "m (d)"),
+        ({"description": None, "sha256": None}, "m"),
+    ],
+)
+def test_a_subject_is_described_by_what_is_known_of_it(described, line):
+    ledger = Ledger()
+    ledger.add(known("m", **described), recorded())
+    assert line in table(ledger)
+
+
 @pytest.mark.parametrize("many", [1, 12])
 def test_no_line_is_longer_than_the_width(many):
     refuters = [{"name": f"control number {n}", "kind": "other mechanism"} for n in range(many)]
