@@ -61,7 +61,8 @@ class ModelSubject:
                 stay as they are.
             solves_the_task: the analysis that says whether the model does what it is for.
             record: what the ledger says of the model, in plain values: `description`, `config`, `recipe`, `seed`, or
-                some of them. Its sha256 is that of all weights and buffers.
+                some of them. Unless they are given, its sha256 is that of all weights and buffers, and its description
+                the name of the model's class.
 
         Raises:
             ClaimError: there is no `model`, one name stands for two things, or one of these is not what it must be.
@@ -131,7 +132,7 @@ class ModelSubject:
     def record(self) -> dict[str, Any]:
         """What identifies the subject in a ledger, as plain values."""
         self._sha256 = self._sha256 or _sha256(self.model)
-        return {"sha256": self._sha256} | self._recorded
+        return {"description": type(self.model).__name__, "sha256": self._sha256} | self._recorded
 
     @contextmanager
     def proven_unchanged(self) -> Iterator[None]:

@@ -117,7 +117,9 @@ def test_the_record_has_a_hash_of_all_weights_and_a_description(subject, rows):
     assert len(recorded(first)["sha256"]) == 64
     second.bias.data[0] += 1e-6
     assert recorded(first) != recorded(second)
-    assert recorded(first, description="a map", config={"width": 3})["config"] == {"width": 3}
+    assert recorded(first)["description"] == "Linear"
+    described = recorded(first, description="a map", config={"width": 3})
+    assert (described["description"], described["config"]) == ("a map", {"width": 3})
     assert ModelSubject("one", {"model": nn.BatchNorm1d(2)}, {}, solves_the_task=lambda: True).record()["sha256"]
 
 
