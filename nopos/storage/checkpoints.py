@@ -21,6 +21,7 @@ from nopos.model.config import ModelConfig, changes, require_seed
 from nopos.model.parameters import parameters_of
 from nopos.model.recipes import RECIPES, Recipe, TrainConfig
 from nopos.storage import files, tensor_files
+from nopos.storage.state_dicts import config_shown_by
 from nopos.training import trainer
 
 _PACKAGE = Path(__file__).parents[1]
@@ -64,14 +65,16 @@ class Checkpoint:
 
 
 def load(path: Path) -> Checkpoint:
-    """Load a checkpoint of ours, or a HookedTransformer state dict of the notebook's shape.
+    """Load a checkpoint of ours, or a HookedTransformer state dict of this architecture, whose shapes show its sizes.
 
     Raises:
         CheckpointError: the file is missing, damaged, of another shape, not finite, or not a checkpoint.
     """
     tensors, manifest, digest = tensor_files.read_checkpoint(path)
     described = (
-        {"config": ModelConfig()} if manifest is None else _described(tensor_files.manifest_path(path), manifest)
+        {"config": config_shown_by(tensors)}
+        if manifest is None
+        else _described(tensor_files.manifest_path(path), manifest)
     )
     parameters = parameters_of(tensors, described["config"], where=str(path))
     return Checkpoint(parameters=parameters, sha256=digest, path=path, **described)

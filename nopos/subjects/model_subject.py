@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
-from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, no_type_check
 
 import torch
 from torch import Tensor, nn
 
 from nopos.errors import ClaimError
-from nopos.subjects.snapshot import Snapshot, same_tensor
+from nopos.subjects.requirements import (
+    called,
+    require_answer,
+    require_arguments,
+    require_models_and_data,
+    require_record,
+)
+from nopos.subjects.snapshot import Snapshot
+from nopos.subjects.tensor_state import Kind
 
 MISSING = object()
 R = TypeVar("R")
@@ -23,11 +29,20 @@ R = TypeVar("R")
 class ModelSubject:
     """One or several models, and what they are read on.
 
-    Nothing of it can be replaced or added, and what is changed in place is found and mended.
+    Nothing of it can be replaced or added, and what is changed in place is found and mended. What a model puts down for
+    itself while it is read, in private attributes of its class and as gradients, is no change: it is put back before
+    the next analysis.
     """
 
-    __slots__ = ("_data", "_models", "_name", "_recorded", "_results", "_snapshots", "_solves", "_tensors")
+    __slots__ = ("_data", "_models", "_name", "_recorded", "_results", "_sha256", "_snapshots", "_solves")
+    _name: str
+    _models: dict[str, nn.Module]
+    _data: dict[str, object]
+    _solves: Callable[..., bool]
+    _recorded: dict[str, Any]
+    _sha256: str
 
+    @no_type_check  # what it is given is checked, in words for users
     def __init__(
         self,
         name: str,
@@ -42,21 +57,21 @@ class ModelSubject:
         Args:
             name: what the subject is called.
             models: by the names under which an analysis asks for them, `model` first of all.
-            data: likewise what they are read on, such as `tokens`. Tensors are held to stay as they are.
+            data: likewise what they are read on, such as `tokens`. Tensors, and dicts and lists of them, are held to
+                stay as they are.
             solves_the_task: the analysis that says whether the model does what it is for.
             record: what the ledger says of the model, in plain values: `description`, `config`, `recipe`, `seed`, or
-                some of them. Its sha256 is that of all weights and buffers.
+                some of them. Unless they are given, its sha256 is that of all weights and buffers, and its description
+                the name of the model's class.
 
         Raises:
-            ClaimError: there is no `model`, or one name stands for two things.
+            ClaimError: there is no `model`, one name stands for two things, or one of these is not what it must be.
         """
-        if "model" not in models:
-            raise ClaimError(f"{name}: has {', '.join(models) or 'no models'}; one of its models must be called model")
-        both = [one for one in models if one in data]
-        if both:
-            raise ClaimError(f"{name}: {both[0]!r} is a model and data too; give each a name of its own")
+        require_models_and_data(name, models, data)
+        require_record(name, record)
         self._name, self._models, self._data = name, dict(models), dict(data)
-        self._solves, self._recorded = solves_the_task, dict(record or {})
+        self._solves, self._recorded, self._sha256 = solves_the_task, dict(record or {}), ""
+        require_arguments(name, solves_the_task, self._offered, {}, what="solves_the_task")
         self._note()
 
     @property
@@ -77,33 +92,48 @@ class ModelSubject:
         an option is a tensor, which can change.
 
         Raises:
-            ClaimError: an option is not hashable.
+            ClaimError: the analysis asks for what there is not or has no such option, an option is not hashable, or
+                the result cannot be copied.
         """
         __tracebackhide__ = True  # where an analysis fails, pytest shows the analysis
-        offered = self._models | self._data
-        arguments = {name: offered[name] for name in _parameters(analysis) if name in offered} | options
-        if self._changed():
+        arguments = require_arguments(self._name, analysis, self._offered, options, what=called(analysis))
+        changes = self._changes()
+        if self._reported(changes):
             return analysis(**arguments)
         key = (analysis, tuple(sorted(options.items(), key=lambda option: option[0])))
         try:
             result = self._results.get(key, MISSING)
         except TypeError as error:
-            raise ClaimError(f"options of {analysis.__name__} cannot be remembered ({error}); give tuples") from None
+            problem = f"{self._name}: options of {called(analysis)} cannot be remembered ({error})"
+            raise ClaimError(f"{problem}; give tuples") from None
         if result is MISSING:
+            self._put_back(changes)
             with self._unchanging():
                 result = analysis(**arguments)
             if not any(isinstance(option, Tensor) for option in options.values()):
                 self._results[key] = result
-        copied: R = deepcopy(result)  # so that nobody edits what the next one is given
+        try:
+            copied: R = deepcopy(result)  # so that nobody edits what the next one is given
+        except (RuntimeError, TypeError) as error:
+            why = str(error).partition(".")[0]
+            raise ClaimError(
+                f"{self._name}: what {called(analysis)} gives cannot be copied ({why}); "
+                "give numbers, or tensors without a graph of gradients, as torch.no_grad() makes them"
+            ) from None
         return copied
 
     def solves_the_task(self) -> bool:
-        """Whether the model does what it is for, however it does so."""
-        return bool(self.run(self._solves))
+        """Whether the model does what it is for, however it does so.
+
+        Raises:
+            ClaimError: the analysis that says so gives neither True nor False.
+        """
+        return require_answer(self._name, self.run(self._solves))
 
     def record(self) -> dict[str, Any]:
         """What identifies the subject in a ledger, as plain values."""
-        return {"sha256": _sha256(self.model)} | self._recorded
+        self._sha256 = self._sha256 or _sha256(self.model)
+        return {"description": type(self.model).__name__, "sha256": self._sha256} | self._recorded
 
     @contextmanager
     def proven_unchanged(self) -> Iterator[None]:
@@ -115,9 +145,12 @@ class ModelSubject:
         try:
             yield
         finally:
-            changed = self._changed()
+            changes = self._changes()
+            changed = self._reported(changes)
             if changed:
                 self._mend()
+            else:
+                self._put_back(changes)
         if changed:
             raise ClaimError(
                 f"{self._name}: a test changed its {' and '.join(changed)}; a test must leave a subject as it was"
@@ -126,24 +159,42 @@ class ModelSubject:
     def _note(self) -> None:
         """Take down how all is, and forget what was measured."""
         self._results: dict[tuple[Any, ...], Any] = {}
-        self._snapshots = {name: Snapshot(model, apart_from=self._memory()) for name, model in self._models.items()}
-        self._tensors = {name: value.clone() for name, value in self._data.items() if isinstance(value, Tensor)}
+        self._snapshots = {name: Snapshot(value, apart_from=self._memory()) for name, value in self._offered.items()}
 
     def _mend(self) -> None:
         """Put everything back to how it was, in place."""
         for snapshot in self._snapshots.values():
             snapshot.restore()
-        self._data |= {name: kept.clone() for name, kept in self._tensors.items()}
         self._results.clear()
 
-    def _changed(self) -> list[str]:
-        """What is no longer as it was."""
-        of_models = {name: snapshot.changed() for name, snapshot in self._snapshots.items()}
-        changed = [
-            "weights" if name == "model" else f"{name} model" for name, what in of_models.items() if "weights" in what
+    def _put_back(self, changes: Mapping[str, object]) -> None:
+        """What models have put down for themselves."""
+        for name in changes:
+            self._snapshots[name].restore()
+
+    def _changes(self) -> dict[str, dict[Kind, str]]:
+        """What is no longer as it was, and where, of each model and each piece of data of which something is not."""
+        found = {name: snapshot.changed() for name, snapshot in self._snapshots.items()}
+        return {name: changed for name, changed in found.items() if changed}
+
+    def _reported(self, changes: Mapping[str, Mapping[Kind, str]]) -> list[str]:
+        """Those of the changes that a test has made, in words."""
+        of_models = {name: changed for name, changed in changes.items() if name in self._models}
+        named = [
+            "weights" if name == "model" else f"{name} model"
+            for name, changed in of_models.items()
+            if "weights" in changed
         ]
-        changed += [name for name, kept in self._tensors.items() if not same_tensor(self._tensor(name), kept)]
-        return changed + [what for what in ("hooks", "attributes") if any(what in each for each in of_models.values())]
+        named += [name for name in changes if name in self._data]
+        for what in ("hooks", "attributes"):
+            where = [f"{name}.{changed[what]}" for name, changed in of_models.items() if what in changed]
+            named += [f"{what} ({', '.join(where)})"] if where else []
+        return named
+
+    @property
+    def _offered(self) -> dict[str, object]:
+        """What an analysis may ask for."""
+        return {**self._models, **self._data}
 
     def _tensor(self, name: str) -> Tensor:
         value = self._data[name]
@@ -162,12 +213,7 @@ class ModelSubject:
 def _sha256(model: nn.Module) -> str:
     """Of the names, types and values of all weights and buffers, in the order of the names."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted({**dict(model.named_parameters()), **dict(model.named_buffers())}.items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-@cache
-def _parameters(analysis: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(inspect.signature(analysis).parameters)

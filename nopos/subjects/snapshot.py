@@ -1,95 +1,205 @@
-"""What a model consists of, taken down once, so that every later change of it is found."""
+"""What a model or a piece of data consists of, taken down once, so that every later change of it is found."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from copy import copy
-from typing import TypeVar
+from dataclasses import dataclass, is_dataclass
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-Name = TypeVar("Name")
+from nopos.subjects.tensor_state import KINDS, Kind, TensorState, same_tensor
+
 TENSORS = ("_parameters", "_buffers")
 """Where torch keeps a module's tensors."""
+OF_TORCH = frozenset(vars(nn.Module()))
+"""The attributes that every module has."""
+HOOK_THEMSELVES = ("transformer_lens.model_bridge.", "transformers.")
+"""The parts of libraries whose models put hooks on themselves while they are read. No analysis has its hooks there."""
+MISSING = object()
+_Seen = tuple[object, str, Kind, bool]
+"""Something, where it is, what it counts as, and whether it is in a container."""
 
 
 class Snapshot:
-    """The tensors, hooks and attributes of all modules of a model, as they were when it was made.
+    """Tensors and what holds them: modules with their hooks, attributes and configs, dicts and lists, as they were.
 
     Whatever can be set on a module counts: a number that its forward pass uses, another function for its forward
-    pass, a hook on a module that is no hook point.
+    pass, a hook on a module that is no hook point, an entry of a list. A module counts also where torch does not know
+    of it, as where one is kept in a list.
     """
 
-    def __init__(self, model: nn.Module, *, apart_from: Collection[str] = ()) -> None:
-        """Take down all of a model but what is put into the containers of these names."""
-        self._modules = tuple(model.modules())
-        self._tensors = {key: value.detach().clone() for key, value in self._tensors_now().items()}
-        self._attributes = [dict(vars(module)) for module in self._modules]
-        self._contents = [
-            {
-                name: copy(value)
-                for name, value in vars(module).items()
-                if _is_container(value) and name not in apart_from
-            }
-            for module in self._modules
-        ]
-        self._compared = [
-            {name: contents.get(name, value) if name not in TENSORS else value for name, value in attributes.items()}
-            for attributes, contents in zip(self._attributes, self._contents, strict=True)
-        ]
+    def __init__(self, value: object, *, apart_from: Collection[str] = ()) -> None:
+        """Take down all of a model, or of data, but what is put into the attributes of these names."""
+        self._apart_from = frozenset(apart_from)
+        self._owners: dict[int, _Owner] = {}
+        self._containers: dict[int, _Container] = {}
+        self._tensors: dict[int, TensorState] = {}
+        waiting: list[_Seen] = [(value, "", "attributes", True)]
+        while waiting:
+            waiting += reversed(list(self._take_down(*waiting.pop())))
+        for owner in self._owners.values():
+            owner.expect(self._containers)
 
-    def changed(self) -> set[str]:
-        """What is no longer as it was: of `weights`, `hooks` and `attributes`."""
-        changed = set[str]()
-        if not same_tensors(self._tensors_now(), self._tensors):
-            changed.add("weights")
-        for module, before in zip(self._modules, self._compared, strict=True):
-            now = vars(module)
-            if not _alike(now, before):
-                names = [name for name in now.keys() | before.keys() if not _alike(now.get(name), before.get(name))]
-                changed |= {"hooks" if "hooks" in name else "attributes" for name in names}
-        return changed
+    def changed(self) -> dict[Kind, str]:
+        """What is no longer as it was, in the order of KINDS, and where the first change of each kind is."""
+        found: dict[Kind, str] = {}
+        for kind, where in self._changes():
+            found.setdefault(kind, where)
+        return {kind: found[kind] for kind in KINDS if kind in found}
 
     def restore(self) -> None:
         """Put all of it back in place: the same modules with the same tensors, attributes and hooks."""
-        for module, attributes, contents in zip(self._modules, self._attributes, self._contents, strict=True):
-            now = vars(module)
-            now.clear()
-            now.update(attributes)
-            for name, content in contents.items():  # into the container itself, which a hook's handle knows
-                now[name].clear()
-                now[name].extend(content) if isinstance(content, list) else now[name].update(content)
-        for key, value in self._tensors_now().items():
-            value.data = self._tensors[key].clone()
+        for owner in self._owners.values():
+            owner.restore()
+        for container in self._containers.values():
+            container.restore()
+        for tensor in self._tensors.values():
+            tensor.restore()
 
-    def _tensors_now(self) -> dict[tuple[int, str], Tensor]:
-        """By the number of the module and the tensor's name in it."""
-        return {
-            (number, name): value
-            for number, module in enumerate(self._modules)
-            for kind in TENSORS
-            for name, value in vars(module)[kind].items()
-            if value is not None
-        }
+    def _take_down(self, value: object, where: str, kind: Kind, is_nested: bool) -> Iterator[_Seen]:
+        """Keep how one thing is; gives what it holds. What is held in two ways counts by the weightier one."""
+        known = self._owners.get(id(value)) or self._containers.get(id(value)) or self._tensors.get(id(value))
+        if known is not None and KINDS.index(known.kind) <= KINDS.index(kind):
+            return
+        if isinstance(value, Tensor):
+            kind = "weights" if isinstance(value, nn.Parameter) else kind
+            self._tensors[id(value)] = TensorState.of(value, where, kind)
+        elif isinstance(value, dict | list | set):
+            self._containers[id(value)] = _Container(value, copy(value), where, kind, is_nested)
+            yield from _entries(value, where, kind)
+        elif isinstance(value, tuple):
+            yield from _entries(list(value), where, kind)
+        elif _has_attributes(value, where):
+            self._owners[id(value)] = owner = _Owner(value, where)
+            for name, held in owner.attributes.items():
+                if name not in self._apart_from:
+                    yield held, _joined(where, name), owner.kind_of(name), False
+
+    def _changes(self) -> Iterator[tuple[Kind, str]]:
+        for owner in self._owners.values():
+            for name, now, before in owner.differences():
+                if not self._is_alike(owner.kind_of(name), now, before):
+                    yield owner.kind_of(name), _joined(owner.where, name)
+        for container in self._containers.values():
+            if container.is_nested and not _alike(container.value, container.before):
+                yield container.kind, container.where
+        for tensor in self._tensors.values():
+            yield from tensor.changes()
+
+    def _is_alike(self, kind: Kind, now: object, before: object) -> bool:
+        """Whether no more differs than that a tensor is a copy, or that a library's model has hooked itself."""
+        if not isinstance(now, dict) or not isinstance(before, dict):
+            return False
+        if kind == "hooks":
+            return _alike(_by_analyses(now), _by_analyses(before))
+        return now.keys() == before.keys() and all(self._same(now[name], before[name]) for name in now)
+
+    def _same(self, now: object, before: object) -> bool:
+        if isinstance(now, Tensor) and isinstance(before, Tensor):
+            known = self._tensors.get(id(before))
+            return now is before or (known is not None and same_tensor(now, known.before))
+        return _alike(now, before)
 
 
-def _is_container(value: object) -> bool:
-    return isinstance(value, dict | list | set)
+class _Owner:
+    """A module or a config, and its attributes as they were."""
+
+    kind: Kind = "attributes"
+
+    def __init__(self, value: Any, where: str) -> None:
+        self.value, self.where, self.type, self.attributes = value, where, type(value), dict(vars(value))
+        self._expected: dict[str, object] = self.attributes
+
+    def expect(self, containers: Mapping[int, _Container]) -> None:
+        """Compare what its dicts and lists hold, not whether they are the same ones."""
+        kept = {name: containers.get(id(value)) for name, value in self.attributes.items()}
+        self._expected = self.attributes | {name: one.before for name, one in kept.items() if one is not None}
+
+    def kind_of(self, name: str) -> Kind:
+        """What an attribute of this name counts as. All of a config is what its model is set by."""
+        if not issubclass(self.type, nn.Module):
+            return "attributes"
+        if name in TENSORS:
+            return "weights"
+        is_private = name.startswith("_")
+        if "hooks" in name and (name in OF_TORCH or not is_private):
+            return "hooks"
+        return "notes" if is_private and name not in ("_modules", "__class__") else "attributes"
+
+    def differences(self) -> Iterator[tuple[str, object, object]]:
+        """Names of attributes that are not what they were, with what they are and what they were."""
+        now, before = vars(self.value), self._expected
+        if type(self.value) is not self.type:
+            yield "__class__", type(self.value), self.type
+        if not _alike(now, before):
+            for name in [*before, *(name for name in now if name not in before)]:
+                if not _alike(now.get(name, MISSING), before.get(name, MISSING)):
+                    yield name, now.get(name, MISSING), before.get(name, MISSING)
+
+    def restore(self) -> None:
+        if type(self.value) is not self.type:
+            self.value.__class__ = self.type
+        now = vars(self.value)
+        now.clear()
+        now.update(self.attributes)
+
+
+@dataclass(frozen=True)
+class _Container:
+    """A dict, list or set, and what was in it."""
+
+    value: Any
+    before: Any
+    where: str
+    kind: Kind
+    is_nested: bool
+    """Whether it is in another, or is all that there is; else its owner's attributes are compared with `before`."""
+
+    def restore(self) -> None:
+        """Into the container itself, which a hook's handle knows."""
+        if not _alike(self.value, self.before):
+            self.value.clear()
+            self.value.extend(self.before) if isinstance(self.value, list) else self.value.update(self.before)
+
+
+def _has_attributes(value: object, where: str) -> bool:
+    """Whether what is set on it sets the model: modules do, and configs, which are dataclasses or called so.
+
+    What only says that it is a module, as a weak reference does, is none.
+    """
+    is_config = is_dataclass(value) or where.rpartition(".")[2] in ("config", "cfg", "generation_config")
+    return issubclass(type(value), nn.Module) or (
+        is_config and hasattr(value, "__dict__") and not isinstance(value, type) and not callable(value)
+    )
+
+
+def _entries(container: dict[Any, Any] | list[Any] | set[Any], where: str, kind: Kind) -> Iterator[_Seen]:
+    """The entries that can be changed in place; a module's tensors and modules are where the module is."""
+    if where.endswith(("_modules", *TENSORS)):
+        where = where.rpartition(".")[0]
+    numbered = container.items() if isinstance(container, dict) else enumerate(container)
+    for name, value in numbered:
+        if isinstance(value, Tensor | dict | list | set | tuple) or issubclass(type(value), nn.Module):
+            yield value, _joined(where, str(name)), kind, True
+
+
+def _joined(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _by_analyses(hooks: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The hooks that are not of a library's own making."""
+    return {
+        number: hook
+        for number, hook in hooks.items()
+        if not str(getattr(hook, "__module__", "")).startswith(HOOK_THEMSELVES)
+    }
 
 
 def _alike(now: object, before: object) -> bool:
     try:
-        return bool(now == before)
-    except RuntimeError:  # a tensor stands where none stood: torch compares it entry by entry
+        return now is before or bool(now == before)
+    except (RuntimeError, ValueError):  # a tensor or an array stands where none stood: it is compared entry by entry
         return False
-
-
-def same_tensors(now: Mapping[Name, Tensor], before: Mapping[Name, Tensor]) -> bool:
-    """Whether tensors have the same names, types and values, to the last bit."""
-    return now.keys() == before.keys() and all(same_tensor(value, before[name]) for name, value in now.items())
-
-
-def same_tensor(now: Tensor, before: Tensor) -> bool:
-    """Whether tensors have the same type and values, to the last bit."""
-    return now.dtype == before.dtype and torch.equal(now, before)

@@ -18,8 +18,8 @@ from nopos.model.transformer import NoPosTransformer
 from nopos.storage.checkpoints import Checkpoint
 from nopos.subjects.memory import MEMORY, RememberingTransformer
 from nopos.subjects.model_subject import ModelSubject
-from nopos.subjects.snapshot import same_tensors
 from nopos.subjects.task import Task
+from nopos.subjects.tensor_state import Kind, same_tensors
 
 SOLVED = 0.1
 """Nats of held-out loss under which a model solves its task, however it does so; guessing costs 5.6."""
@@ -141,10 +141,10 @@ class Subject(ModelSubject):
             model.remember(self.tokens, self.other_tokens)
         self._note()
 
-    def _changed(self) -> list[str]:
+    def _reported(self, changes: Mapping[str, Mapping[Kind, str]]) -> list[str]:
         of_checkpoint = ["checkpoint"] if not same_tensors(self._checkpoint.parameters, self._kept.parameters) else []
         read = ["activations"] if self.model.was_written_into() or self.folded.was_written_into() else []
-        return super()._changed() + of_checkpoint + read
+        return super()._reported(changes) + of_checkpoint + read
 
     def _memory(self) -> tuple[str, ...]:
         return MEMORY

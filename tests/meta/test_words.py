@@ -67,7 +67,7 @@ PRIVATE = (
     Private("lawful", "by the law of dilution"),
     Private("toothless", "a claim that cannot fail"),
     Private("generator=source|source: torch|source = (?:torch|generator)", "rng"),
-    Private("sources", "loaders", (OLD_NAMES, *OF_A_PROGRAM)),
+    Private("(?<!model_bridge.)sources", "loaders", (OLD_NAMES, *OF_A_PROGRAM)),
     Private("steps?.(?:between|over|from.key)", "fall, chord or stage", (OLD_NAMES,)),
 )
 

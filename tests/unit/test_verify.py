@@ -10,7 +10,6 @@ import torch
 from nopos.model import recipes
 from nopos.model.config import ModelConfig
 from nopos.model.parameters import initial_parameters
-from nopos.model.recipes import Recipe
 from nopos.storage import checkpoints
 from nopos.subjects.controls import UNTRAINED
 from nopos.subjects.shipped import checkpoint_path
@@ -136,12 +135,10 @@ def test_a_ledger_is_written_over_nothing_but_a_ledger(one_claim, nopos, tmp_pat
     assert path.read_bytes() == before
 
 
-def test_a_model_of_other_sizes_than_the_claims_are_about_is_one_line(nopos, tmp_path, tiny_recipe):
-    small = Recipe(name="small", model=ModelConfig(n_layers=1), train=tiny_recipe.train)
-    checkpoints.save(checkpoints.train(small, 0, torch.device("cpu")), tmp_path / "small.safetensors")
-    output = nopos("verify", "--checkpoint", tmp_path / "small.safetensors")
+def test_a_model_of_other_sizes_than_the_claims_are_about_is_one_line(odd_sizes, nopos, no_work):
+    output = nopos("verify", *(f"--checkpoint={file}" for file in odd_sizes.files))
     assert output[0] == 2
-    assert "is a model with n_layers 1; the claims are about n_layers 2" in complaint(output)
+    assert complaint(output) == f"nopos: {odd_sizes.problem}"
 
 
 def test_a_damaged_cache_entry_is_one_line_and_the_run_goes_on(own_cache, one_claim, nopos, monkeypatch, tiny_recipe):
@@ -191,8 +188,8 @@ def test_a_ledger_in_a_folder_that_is_not_there_is_one_line_and_makes_none(nopos
     assert not (tmp_path / "new").exists()
 
 
-def test_a_checkpoint_of_another_shape_is_one_line(nopos, tmp_path, micro):
-    torch.save(initial_parameters(micro, 0), tmp_path / "micro.pt")
+def test_a_checkpoint_whose_shapes_show_no_one_size_is_one_line(nopos, tmp_path, micro):
+    torch.save(initial_parameters(micro, 0) | {"unembed.b_U": torch.zeros(9)}, tmp_path / "micro.pt")
     output = nopos("verify", "--checkpoint", tmp_path / "micro.pt")
     assert output[0] == 2
     assert "embed.W_E is [7, 8]; this model needs [300, 64]" in complaint(output)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nopos.errors import ConfigError
+from nopos.errors import CheckpointError, ConfigError
 from nopos.model import recipes
 from nopos.model.config import ModelConfig
 from nopos.storage import cache
@@ -47,6 +47,19 @@ def test_files_come_first_and_the_model_of_a_recipe_last(quick):
 def test_a_file_named_twice_is_refused_before_it_is_read():
     with pytest.raises(ConfigError, match=r"none.pt: is named twice; name each model once"):
         list(loaders.named_subjects(["none.pt", "none.pt"], recipe=None, seed=None, device=None))
+
+
+def test_the_first_of_several_files_whose_sizes_differ_is_named_with_all_of_them(odd_sizes):
+    good = str(checkpoint_path("reference"))
+    with pytest.raises(CheckpointError) as raised:
+        list(loaders.named_subjects([good, *odd_sizes.files], recipe=None, seed=None, device=None))
+    assert str(raised.value) == odd_sizes.problem
+
+
+@pytest.mark.parametrize("control", ["learned_positions", "no_causal_mask"])
+def test_a_model_with_positions_or_without_a_mask_has_the_claims_sizes(control):
+    (subject,) = loaders.named_subjects([str(checkpoint_path(control))], recipe=None, seed=None, device=None)
+    assert subject.config != ModelConfig()
 
 
 def test_an_empty_name_of_a_file_is_not_taken_for_the_folder():

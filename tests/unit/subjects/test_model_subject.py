@@ -62,9 +62,12 @@ def test_an_analysis_is_handed_models_and_data_by_name_and_its_result_is_kept(su
         (lambda subject: subject.model[1].running_mean.add_(1), "changed its weights"),
         (lambda subject: subject.run(lambda rows: rows).zero_(), None),
         (lambda subject: subject.run(lambda rows: rows.zero_()), "changed its rows"),
-        (lambda subject: subject.model.train(), "changed its attributes"),
-        (lambda subject: subject.model.append(nn.ReLU()), "changed its attributes"),
-        (lambda subject: subject.model[0].register_forward_hook(lambda *_: torch.ones(8, 2)), "changed its hooks"),
+        (lambda subject: subject.model.train(), r"changed its attributes \(model.training\)"),
+        (lambda subject: subject.model.append(nn.ReLU()), r"changed its attributes \(model._modules\)"),
+        (
+            lambda subject: subject.model[0].register_forward_hook(lambda *_: torch.ones(8, 2)),
+            r"changed its hooks \(model.0._forward_hooks\)",
+        ),
     ],
     ids=["in place", "another parameter", "dtype", "buffer", "a result", "data", "mode", "a module", "hook"],
 )
@@ -114,12 +117,59 @@ def test_the_record_has_a_hash_of_all_weights_and_a_description(subject, rows):
     assert len(recorded(first)["sha256"]) == 64
     second.bias.data[0] += 1e-6
     assert recorded(first) != recorded(second)
-    assert recorded(first, description="a map", config={"width": 3})["config"] == {"width": 3}
+    assert recorded(first)["description"] == "Linear"
+    described = recorded(first, description="a map", config={"width": 3})
+    assert (described["description"], described["config"]) == ("a map", {"width": 3})
     assert ModelSubject("one", {"model": nn.BatchNorm1d(2)}, {}, solves_the_task=lambda: True).record()["sha256"]
 
 
-def test_what_it_cannot_be_made_of_is_one_line(rows):
-    with pytest.raises(ClaimError, match="odd: has teacher; one of its models must be called model"):
-        ModelSubject("odd", {"teacher": nn.Linear(3, 2)}, {}, solves_the_task=lambda: True)
-    with pytest.raises(ClaimError, match="odd: 'model' is a model and data too; give each a name of its own"):
-        ModelSubject("odd", {"model": nn.Linear(3, 2)}, {"model": rows}, solves_the_task=lambda: True)
+def test_the_record_is_of_a_strided_weight_and_of_all_that_a_model_computes_with():
+    model = nn.Linear(3, 2)
+    model.weight = nn.Parameter(torch.ones(1).expand(3))  # one number in memory
+    model.register_buffer("mask", torch.ones(2), persistent=False)
+    before = ModelSubject("one", {"model": model}, {}, solves_the_task=lambda: True).record()["sha256"]
+    model.mask[0] = 0
+    assert ModelSubject("one", {"model": model}, {}, solves_the_task=lambda: True).record()["sha256"] != before
+
+
+def test_data_in_a_dict_or_list_is_held_too():
+    rows = torch.ones(2, 3)
+    subject = ModelSubject(
+        "batched", {"model": nn.Linear(3, 2)}, {"batch": {"rows": rows, "names": ["a"]}}, solves_the_task=lambda: True
+    )
+    for spoil in (lambda batch: batch["rows"].zero_() is None, lambda batch: batch["names"].append("b")):
+        with pytest.raises(ClaimError, match="batched: a test changed its batch;"), subject.proven_unchanged():
+            subject.run(spoil)
+        assert torch.equal(rows, torch.ones(2, 3))
+        assert subject.run(lambda batch: batch["names"]) == ["a"]
+
+
+class Counting(nn.Module):
+    """Counts how often it is read, for itself, and gives the count."""
+
+    def __init__(self):
+        super().__init__()
+        self._calls = 0
+
+    def forward(self, rows):
+        self._calls += 1
+        return rows + self._calls
+
+
+def test_every_analysis_finds_what_a_model_puts_down_for_itself_as_it_was():
+    subject = ModelSubject("counting", {"model": Counting()}, {"rows": torch.zeros(1)}, solves_the_task=lambda: True)
+    with subject.proven_unchanged():
+        assert [subject.run(lambda model, rows: model(rows).item()) for _ in range(2)] == [1, 1]
+        assert subject.model(torch.zeros(1)).item() == 2
+    assert subject.model(torch.zeros(1)).item() == 1
+
+
+def test_every_analysis_finds_the_gradients_as_they_were(subject):
+    def gradient(model, rows, times=1):
+        model(rows).sum().backward()
+        return times * model[0].bias.grad.sum().item()
+
+    with subject.proven_unchanged():
+        first = subject.run(gradient)
+        assert subject.run(gradient, times=1) == first  # another option, so that it is computed anew
+    assert subject.model[0].bias.grad is None

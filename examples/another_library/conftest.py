@@ -1,0 +1,9 @@
+"""The model that the claims of this folder are checked on."""
+
+from small_gpt2 import trained
+
+from nopos import SubjectLoader
+
+
+def pytest_nopos_subjects(config):
+    return [SubjectLoader("small GPT-2", trained)]
