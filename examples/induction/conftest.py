@@ -1,0 +1,11 @@
+"""Which models the claims are checked on."""
+
+from nopos import SubjectLoader
+from subjects import induction
+
+pytest_plugins = ["nopos.claims.plugin"]
+
+
+def pytest_nopos_subjects(config):
+    """The model under test."""
+    return [SubjectLoader("induction", induction)]
