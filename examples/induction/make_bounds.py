@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from analyses import answers_lost_without_head, attention_back
 from model import AttentionOnly, Sizes
 from nopos import ModelSubject, SubjectLoader
-from subjects import subject
+from subjects import as_subject
 from training import Recipe, train
 
 HERE = Path(__file__).parent
@@ -86,7 +86,7 @@ def trained(seed: int) -> ModelSubject:
         save_file(train(Recipe(seed), partial(print, _name(seed), flush=True)).state_dict(), kept)
     model = AttentionOnly(Sizes(), seed)
     model.load_state_dict(load_file(kept))
-    return subject(_name(seed), model, description=f"trained with seed {seed}")
+    return as_subject(_name(seed), model, description=f"trained with seed {seed}")
 
 
 def rows(ledger: dict[str, Any]) -> list[Row]:
@@ -130,8 +130,8 @@ def table(of_claims: list[Row]) -> str:
         "# What the claims measure on models of many seeds",
         "",
         f"All values are shares. Mean and range are over {len(FITTING)} seeds. The room is the distance of the worst",
-        f"seed to the bound, in units of the range: at least {ROOM}. {len(JUDGING)} further seeds were looked at when the",
-        "bounds stood.",
+        f"seed to the bound, in units of the range: at least {ROOM}. {len(JUDGING)} further seeds were looked at when",
+        "the bounds stood.",
         "",
         "| measurement | bound | committed | mean | range | room | holds on further seeds | on controls |",
         "| --- | --- | ---: | ---: | --- | ---: | --- | --- |",

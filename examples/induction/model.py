@@ -13,6 +13,8 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sequences import D_VOCAB, N_CTX
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -22,9 +24,8 @@ class Sizes:
     n_heads: int = 4
     d_model: int = 64
     d_head: int = 16
-    d_vocab: int = 64
-    n_ctx: int = 48
-    """Tokens in a sequence."""
+    d_vocab: int = D_VOCAB
+    n_ctx: int = N_CTX
 
 
 class Attention(nn.Module):

@@ -11,6 +11,8 @@ from einops import rearrange
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+N_CTX, D_VOCAB = 48, 64
+"""Tokens in a sequence, and kinds of token."""
 PERIODS = range(8, 25)
 """Of the sequences that a model learns from and is judged on; two copies of the longest fill a sequence."""
 ONE_PERIOD = range(16, 17)
@@ -18,12 +20,12 @@ ONE_PERIOD = range(16, 17)
 
 
 def repeats(
-    n_sequences: int, periods: range, generator: torch.Generator, *, n_ctx: int = 48, d_vocab: int = 64
+    n_sequences: int, periods: range, generator: torch.Generator
 ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, " batch"]]:
     """Sequences and the period of each."""
     drawn = torch.randint(periods.start, periods.stop, (n_sequences,), generator=generator)
-    distinct = torch.rand(n_sequences, d_vocab, generator=generator).argsort(dim=1)[:, :n_ctx]
-    pos = torch.arange(n_ctx)
+    distinct = _distinct(n_sequences, generator)
+    pos = torch.arange(N_CTX)
     return distinct.gather(1, pos - _column(drawn) * _in_second_copy(distinct, drawn)), drawn
 
 
@@ -43,7 +45,7 @@ def with_copy_of_another(
     tokens: Int[Tensor, "batch pos"], periods: Int[Tensor, " batch"], generator: torch.Generator
 ) -> Int[Tensor, "batch pos"]:
     """The sequences with a second copy that is another sequence's: nothing in a sequence tells how it goes on."""
-    other = torch.rand(len(tokens), 64, generator=generator).argsort(dim=1)[:, : tokens.shape[1]]
+    other = _distinct(len(tokens), generator)[:, : tokens.shape[1]]
     return torch.where(_in_second_copy(tokens, periods), other, tokens)
 
 
@@ -59,6 +61,11 @@ def keeps_its_successor(tokens: Int[Tensor, "batch pos"], periods: Int[Tensor, "
     """Which answers are still the same when the first copy is rotated: all but that of the token that ends it then."""
     in_copy = torch.arange(tokens.shape[1]) - (tokens.shape[1] - _column(periods))
     return has_answer(tokens, periods) & (in_copy != _column(periods) // 2 - 1)
+
+
+def _distinct(n_sequences: int, generator: torch.Generator) -> Int[Tensor, "batch pos"]:
+    """Sequences that hold no token twice."""
+    return torch.rand(n_sequences, D_VOCAB, generator=generator).argsort(dim=1)[:, :N_CTX]
 
 
 def _in_second_copy(tokens: Int[Tensor, "batch pos"], periods: Int[Tensor, " batch"]) -> Bool[Tensor, "batch pos"]:

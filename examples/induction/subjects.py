@@ -13,10 +13,10 @@ from nopos import Control, ModelSubject
 from sequences import ONE_PERIOD, PERIODS, repeats, with_copy_of_another
 from train import WEIGHTS
 
-N_SEQUENCES = 256
+N_SEQUENCES = 128
 
 
-def subject(name: str, model: AttentionOnly, *, description: str, periods: range = PERIODS) -> ModelSubject:
+def as_subject(name: str, model: AttentionOnly, *, description: str, periods: range = PERIODS) -> ModelSubject:
     """A model with sequences of its task that it has not been trained on."""
     tokens, drawn = repeats(N_SEQUENCES, periods, _held_out())
     return ModelSubject(
@@ -35,28 +35,29 @@ def solves_the_task(model: AttentionOnly, tokens: torch.Tensor, periods: torch.T
 
 def induction() -> ModelSubject:
     """The model under test."""
-    return subject("induction", _committed("induction"), description="trained by train.py with seed 0")
+    return as_subject("induction", _committed("induction"), description="trained by train.py with seed 0")
 
 
 def _untrained() -> ModelSubject:
-    return subject("untrained", AttentionOnly(Sizes(), seed=0), description="weights as drawn")
+    return as_subject("untrained", AttentionOnly(Sizes(), seed=0), description="weights as drawn")
 
 
 def _one_layer() -> ModelSubject:
-    return subject("one layer", _committed("one_layer", n_layers=1), description="trained alike with one layer")
+    return as_subject("one layer", _committed("one_layer", n_layers=1), description="trained alike with one layer")
 
 
 def _fixed_lag() -> ModelSubject:
     description = "trained on sequences of one period, with a last layer that writes nothing"
-    return subject("fixed lag", _committed("fixed_lag"), description=description, periods=ONE_PERIOD)
+    return as_subject("fixed lag", _committed("fixed_lag"), description=description, periods=ONE_PERIOD)
 
 
 def _another_sequence(subject: ModelSubject) -> ModelSubject:
-    tokens, periods = repeats(N_SEQUENCES, PERIODS, _held_out())
+    generator = _held_out()
+    tokens, periods = repeats(N_SEQUENCES, PERIODS, generator)
     return ModelSubject(
         "another sequence",
         {"model": deepcopy(subject.model)},
-        {"tokens": with_copy_of_another(tokens, periods, _held_out()), "periods": periods},
+        {"tokens": with_copy_of_another(tokens, periods, generator), "periods": periods},
         solves_the_task=solves_the_task,
         record={"description": f"{subject.name} on sequences that end with a copy of another one"},
     )
