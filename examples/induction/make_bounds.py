@@ -129,9 +129,9 @@ def table(of_claims: list[Row]) -> str:
     lines = [
         "# What the claims measure on models of many seeds",
         "",
-        f"All values are shares. Mean and range are over {len(FITTING)} seeds. The room is the distance of the worst",
-        f"seed to the bound, in units of the range: at least {ROOM}. {len(JUDGING)} further seeds were looked at when",
-        "the bounds stood.",
+        f"All values are shares. Mean and range are over {len(FITTING)} seeds, which set the bounds. The room is the",
+        f"distance of the worst of them to the bound, in units of the range: at least {ROOM}. When the bounds stood,",
+        f"they were judged once, on {len(JUDGING)} further seeds.",
         "",
         "| measurement | bound | committed | mean | range | room | holds on further seeds | on controls |",
         "| --- | --- | ---: | ---: | --- | ---: | --- | --- |",
@@ -144,9 +144,9 @@ def table(of_claims: list[Row]) -> str:
         lines.append(line(row))
     lines += [
         "",
-        "Not claimed, for no bound can be set on it: when only the one head of layer 0 that looks one back most always",
-        f"writes its mean, {mean(lost):.2f} of the answers are lost ({_range(lost)}). Others look",
-        "back too.",
+        "Not claimed, since seeds differ in it: when the one head of layer 0 that looks one back most writes the mean",
+        f"of what it writes instead, {mean(lost):.2f} of the answers are lost on average, {_range(lost)} over the",
+        f"{len(FITTING)} seeds. Other heads look back too.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -173,8 +173,8 @@ def _range(values: list[float]) -> str:
 
 
 def _values(one: dict[str, Any], claim: str, name: str) -> list[float]:
-    of_claim = [item for each in one["claims"] if each["id"] == claim for item in each["measurements"]]
-    return [item["value"] for item in of_claim if item["name"] == name]
+    measured = [each for each in one["claims"] if each["id"] == claim and each["verdict"] != "not measurable"]
+    return [item["value"] for each in measured for item in each["measurements"] if item["name"] == name]
 
 
 if __name__ == "__main__":
