@@ -17,9 +17,9 @@ from sequences import (
     with_copy_of_another,
 )
 
-# Two copies of 4 5 6 7 after 8 9, and of 1 2 3 0 9 with nothing before them.
-TOKENS = torch.tensor([[8, 9, 4, 5, 6, 7, 4, 5, 6, 7], [1, 2, 3, 0, 9, 1, 2, 3, 0, 9]])
-PERIODS_OF_TOKENS = torch.tensor([4, 5])
+# Two copies of 4 5 6 7, and of 4 5 6.
+TOKENS = torch.tensor([[8, 9, 4, 5, 6, 7, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6, 4, 5, 6]])
+PERIODS_OF_TOKENS = torch.tensor([4, 3])
 
 
 class Successor(nn.Module):
@@ -58,15 +58,15 @@ def test_what_has_an_answer_and_where_it_stands():
 
 def test_rotation_moves_each_token_and_keeps_what_follows_it():
     rotated = TOKENS.gather(1, rotation(TOKENS, PERIODS_OF_TOKENS))
-    assert rotated.tolist() == [[8, 9, 6, 7, 4, 5, 4, 5, 6, 7], [3, 0, 9, 1, 2, 1, 2, 3, 0, 9]]
+    assert rotated.tolist() == [[8, 9, 6, 7, 4, 5, 4, 5, 6, 7], [0, 1, 2, 3, 5, 6, 4, 4, 5, 6]]
     kept = keeps_its_successor(TOKENS, PERIODS_OF_TOKENS)
-    assert [row.nonzero().flatten().tolist() for row in kept] == [[6, 8], [5, 7, 8]]  # 5 and 2 end the first copy
+    assert [row.nonzero().flatten().tolist() for row in kept] == [[6, 8], [8]]  # 5 and 4 end the first copy
 
 
 def test_the_copy_of_another_sequence_leaves_what_stands_before_it():
     changed = with_copy_of_another(TOKENS, PERIODS_OF_TOKENS, torch.Generator().manual_seed(0))
     assert (changed[0, :6] == TOKENS[0, :6]).all()
-    assert (changed[1, :5] == TOKENS[1, :5]).all()
+    assert (changed[1, :7] == TOKENS[1, :7]).all()
     assert (changed[0, 6:] != TOKENS[0, 6:]).all()
 
 
@@ -78,19 +78,19 @@ def test_a_model_that_answers_by_content_is_right_wherever_the_copy_stands():
 
 
 def test_a_model_that_answers_by_lag_is_right_where_the_period_is_its_own():
-    given = {"tokens": TOKENS, "periods": PERIODS_OF_TOKENS}
-    assert analyses.answers_right(Lag(), **given) == pytest.approx(3 / 7)
-    assert analyses.answers_by_content(Lag(), **given) == 0
-    assert analyses.answers_by_lag(Lag(), **given) == pytest.approx(2 / 5)
+    assert analyses.answers_right(Lag(), TOKENS, PERIODS_OF_TOKENS) == pytest.approx(3 / 5)
+    period_of_four = {"tokens": TOKENS[:1], "periods": PERIODS_OF_TOKENS[:1]}
+    assert analyses.answers_right(Lag(), **period_of_four) == 1
+    assert analyses.answers_by_content(Lag(), **period_of_four) == 0
+    assert analyses.answers_by_lag(Lag(), **period_of_four) == 1
 
 
 def test_an_induction_circuit_written_by_hand_is_one_by_every_measure():
-    model, given = _written_by_hand(), {"tokens": TOKENS[:1], "periods": PERIODS_OF_TOKENS[:1]}
+    model, given = _written_by_hand(), {"tokens": TOKENS, "periods": PERIODS_OF_TOKENS}
     assert analyses.answers_right(model, **given) == 1
     assert analyses.attention_back(model, TOKENS, layer=0, distance=1) == pytest.approx([1])
     assert analyses.attention_to_answer(model, **given) == pytest.approx(1)
     assert analyses.answers_lost_without_answer(model, **given) == 1
-    assert analyses.answers_lost_without_head(model, **given, layer=0, head=0) == 1
     lost = analyses.answers_lost_by_distance(model, **given, layer=0)
     assert lost.pop(1) == 1
     assert set(lost.values()) == {0}
@@ -102,8 +102,8 @@ def test_an_induction_circuit_written_by_hand_is_one_by_every_measure():
 def test_attention_of_a_model_that_attends_to_all_alike():
     model = _attending_alike()
     assert analyses.attention_back(model, TOKENS, layer=0, distance=8) == pytest.approx([(1 / 9 + 1 / 10) / 2] * 4)
-    in_each = [1 / (pos + 1) for pos in (6, 7, 8, 5, 6, 7, 8)]
-    assert analyses.attention_to_answer(model, TOKENS, PERIODS_OF_TOKENS) == pytest.approx(sum(in_each) / 7)
+    in_each = [1 / (pos + 1) for pos in (6, 7, 8, 7, 8)]
+    assert analyses.attention_to_answer(model, TOKENS, PERIODS_OF_TOKENS) == pytest.approx(sum(in_each) / 5)
 
 
 def test_knocked_out_attention_is_nothing_and_the_rest_adds_up_to_one():
@@ -116,10 +116,10 @@ def test_knocked_out_attention_is_nothing_and_the_rest_adds_up_to_one():
     assert analyses.attention_back(model, TOKENS, layer=0, distance=1)[0] > 0  # outside the block nothing is edited
 
 
-def test_a_head_that_writes_nothing_is_not_missed():
-    model = AttentionOnly(Sizes(n_ctx=10), seed=0)
-    model.layers[0].W_O.data[2] = 0
-    assert analyses.answers_lost_without_head(model, TOKENS, PERIODS_OF_TOKENS, layer=0, head=2) == 0
+def test_only_the_head_that_does_it_is_missed():
+    model, given = _written_by_hand(n_heads=2), {"tokens": TOKENS, "periods": PERIODS_OF_TOKENS}
+    assert analyses.answers_lost_without_head(model, **given, layer=0, head=0) == 0
+    assert analyses.answers_lost_without_head(model, **given, layer=0, head=1) == 1
 
 
 def test_a_model_of_one_layer_has_no_last_layer_that_reads_another():
@@ -136,17 +136,20 @@ def _attending_alike():
     return model
 
 
-def _written_by_hand():
-    """Layer 0 looks one back by position and writes the token there; layer 1 looks for the current token in that."""
-    model = AttentionOnly(Sizes(n_heads=1, d_model=40, d_head=10, d_vocab=10, n_ctx=10), seed=0)
+def _written_by_hand(n_heads=1):
+    """Layer 0 looks one back by position and writes the token there; layer 1 looks for the current token in that.
+
+    The last head of each layer does it, and others write nothing.
+    """
+    model = AttentionOnly(Sizes(n_heads=n_heads, d_model=40, d_head=10, d_vocab=10, n_ctx=10), seed=0)
     for parameter in model.parameters():
         parameter.requires_grad_(False).zero_()
     one = torch.eye(10)
     token, before, answer, position = (slice(start, start + 10) for start in (0, 10, 20, 30))
     model.W_E[:, token], model.W_pos[:, position], model.W_U[answer] = one, one, one
     first, last = model.layers
-    first.W_Q[0, position], first.W_K[0, position] = 100 * one, one.roll(1, dims=1)
-    first.W_V[0, token], first.W_O[0, :, before] = one, one
-    last.W_Q[0, token], last.W_K[0, before] = 100 * one, one
-    last.W_V[0, token], last.W_O[0, :, answer] = one, one
+    first.W_Q[-1, position], first.W_K[-1, position] = 100 * one, one.roll(1, dims=1)
+    first.W_V[-1, token], first.W_O[-1, :, before] = one, one
+    last.W_Q[-1, token], last.W_K[-1, before] = 100 * one, one
+    last.W_V[-1, token], last.W_O[-1, :, answer] = one, one
     return model
