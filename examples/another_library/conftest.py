@@ -1,8 +1,7 @@
 """The model that the claims of this folder are checked on."""
 
-from small_gpt2 import trained
-
 from nopos import SubjectLoader
+from small_gpt2 import trained
 
 
 def pytest_nopos_subjects(config):

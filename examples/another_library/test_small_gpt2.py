@@ -1,8 +1,7 @@
 """Two claims about a small GPT-2 that gives the previous token."""
 
-from small_gpt2 import NO_CAUSAL_MASK, TWO_TOKENS, UNTRAINED, accuracy_without, largest_change_by_a_later_token
-
 from nopos import claim
+from small_gpt2 import NO_CAUSAL_MASK, TWO_TOKENS, UNTRAINED, accuracy_without, largest_change_by_a_later_token
 
 
 @claim(evidence="behavioural", source="this example", refuted_by=[NO_CAUSAL_MASK])
