@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from nopos.claims.records import Record, failed_record, unloaded_record
 from nopos.environment import environment
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass

@@ -28,26 +28,34 @@ def records(verdict: Verdict, subject: Subject, controls: Controls) -> list[Reco
     entries = [{"subject": subject_record(subject), "claim": _on_subject(verdict)}]
     for control, outcome in verdict.controls:
         if (model := controls.built(control, subject)) is not None:
-            described = control_record(control, model, controls.number(control))
+            described = control_record(control, model, number=controls.number(control), beside=subject)
             entries.append({"subject": described, "claim": _on_control(verdict.claim, outcome)})
     return entries
 
 
 def subject_record(subject: Subject) -> Record:
     """What identifies a subject under test."""
-    return {"name": subject.name, "role": "subject", "kind": None, "number": None} | _described(subject)
+    return _under_test(subject.name) | _described(subject)
 
 
-def control_record(control: Control, subject: Subject, number: int) -> Record:
-    """What identifies a control: its number tells it from others of its name, its phrase says what it lacks."""
-    described = _described(subject) | {"description": control.lacks}
-    return {"name": control.name, "role": "control", "kind": control.kind, "number": number} | described
+def control_record(control: Control, model: Subject, *, number: int, beside: Subject) -> Record:
+    """What identifies a control's model.
+
+    Args:
+        control: whose phrase says what the model lacks.
+        model: that was made for it.
+        number: tells it from other controls of its name.
+        beside: the subject under test, which is named if the model was made for it.
+    """
+    made_for = beside.name if control.is_for_each_subject else None
+    named = {"name": control.name, "role": "control", "kind": control.kind, "number": number, "made_for": made_for}
+    return named | _described(model) | {"description": control.lacks}
 
 
 def unloaded_record(name: str) -> Record:
     """What is known of a subject that was never loaded."""
     nothing = dict.fromkeys(DESCRIBING) | {"description": "not loaded"}
-    return {"name": name, "role": "subject", "kind": None, "number": None} | nothing
+    return _under_test(name) | nothing
 
 
 def brief(entry: Record) -> str:
@@ -74,6 +82,10 @@ def failed_record(claim: Record, problem: str) -> Record:
     """The record of a claim made an error that no verdict tells of: its fixtures failed before it or after it."""
     reason = problem if claim["verdict"] in ("holds", "not run") else f"{claim['reason']}; {problem}"
     return claim | {"verdict": "error", "as_expected": False, "reason": reason}
+
+
+def _under_test(name: str) -> Record:
+    return {"name": name, "role": "subject", "kind": None, "number": None, "made_for": None}
 
 
 def _described(subject: Subject) -> Record:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, no_type_check
 
 import pytest
 
@@ -14,6 +14,7 @@ from nopos.claims.outcome import Controls
 from nopos.errors import ConfigError
 
 
+@no_type_check  # its fields are checked, in words for users, when it is asked for
 @dataclass(frozen=True)
 class SubjectLoader:
     """A subject that a run can ask for, and how to get it.
@@ -97,6 +98,9 @@ def _loaders(named: object) -> Sequence[SubjectLoader]:
     loaders = [] if named is None else named
     if not isinstance(loaders, Sequence) or not all(isinstance(one, SubjectLoader) for one in loaders):
         raise ConfigError(f"pytest_nopos_subjects gives {named!r}; it must give a list of SubjectLoader")
+    for loader in loaders:
+        if not callable(loader.load):
+            raise ConfigError(f"{loader.name}: load is {loader.load!r}; give the function that makes the subject")
     return loaders
 
 

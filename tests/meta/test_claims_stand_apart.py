@@ -71,8 +71,9 @@ def test_claims_without_a_subject_are_an_error_and_no_crash_under_xdist(project)
             "pytest_nopos_subjects gives <generator *>; *",
         ),
         ("return [fair,", "return 'fair' or [fair,", "pytest_nopos_subjects gives 'fair'; it must give a list of *"),
+        ('lambda: Coin("fair", 0.5)', "'fair'", "fair: load is 'fair'; give the function that makes the subject"),
     ],
-    ids=["two of one name", "an error of its own", "no list", "a text"],
+    ids=["two of one name", "an error of its own", "no list", "a text", "no function"],
 )
 def test_what_a_provider_names_wrongly_is_one_line(project, old, new, message):
     result = project(files={"conftest.py": "from nopos.errors import ConfigError\n" + CONFTEST.replace(old, new)})

@@ -52,6 +52,7 @@ def known(name: str, role: str = "subject", **changes: Any) -> dict[str, Any]:
         "role": role,
         "kind": None if role == "subject" else "near miss",
         "number": None if role == "subject" else 1,
+        "made_for": None,
         "description": "d",
         "sha256": "ab" * 32,
         "config": {},

@@ -31,7 +31,7 @@ def test_the_first_record_of_a_claim_on_a_control_stands():
 
 
 @pytest.mark.parametrize(
-    "differs", [{"number": 2}, {"sha256": "cd" * 32}, {"kind": "broken"}, {"description": "another"}]
+    "differs", [{"number": 2}, {"made_for": "m"}, {"sha256": "cd" * 32}, {"kind": "broken"}, {"description": "another"}]
 )
 def test_two_different_controls_of_one_name_both_appear(differs):
     ledger = Ledger()
@@ -63,7 +63,7 @@ def test_the_json_has_the_documented_shape():
     assert ledger
     content = json.loads(ledger.to_json(command="nopos verify", seconds=1.234))
     assert list(content) == ["schema", "complete", "command", "environment", "seconds", "subjects"]
-    assert (content["schema"], content["complete"]) == (SCHEMA, True) == (2, True)
+    assert (content["schema"], content["complete"]) == (SCHEMA, True) == (3, True)
     assert (content["command"], content["seconds"]) == ("nopos verify", 1.23)
     assert {"python", "platform", "machine", "cpus", "versions"} <= set(content["environment"])
     assert content["environment"]["versions"]["torch"]

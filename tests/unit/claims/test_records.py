@@ -18,7 +18,7 @@ def test_a_verdict_becomes_an_entry_for_the_subject_and_for_each_control():
     claim = claimed(control("bad"), control("worse", "near miss"), requested="a low loss", refutes="it is high")
     subject, bad, worse = recorded(claim)
     assert list(subject["subject"]) == [
-        "name", "role", "kind", "number", "description", "sha256", "config", "recipe", "seed",
+        "name", "role", "kind", "number", "made_for", "description", "sha256", "config", "recipe", "seed",
     ]  # fmt: skip
     identified = [[entry["subject"][key] for key in ("name", "role", "kind")] for entry in (subject, bad, worse)]
     assert identified == [
@@ -37,6 +37,15 @@ def test_two_controls_of_which_all_else_is_the_same_have_two_numbers_whatever_is
             controls.plan(claim)
         numbers = {claim: records(check(claim, Fake(), controls), Fake(), controls)[1] for claim in order}
         assert [numbers[claim]["subject"]["number"] for claim in (first, second)] == [1, 2]
+
+
+def test_a_control_that_is_made_for_each_subject_names_the_one_that_it_is_made_for():
+    def made(subject):
+        return Fake("bad", {"loss": 9.0 + subject["loss"], "share": 0.1})
+
+    for_each = Control("bad", "all", made, "broken")
+    entries = recorded(claimed(for_each, control("worse")), Fake("mine"))
+    assert [entry["subject"]["made_for"] for entry in entries] == [None, "mine", None]
 
 
 def test_a_claim_on_its_subject_has_all_that_the_verdict_says():
