@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nopos.claims.claim import claim
+    from nopos.claims.claim import claim, claim_of
     from nopos.claims.control import Control
     from nopos.claims.outcome import Controls
     from nopos.claims.run import SubjectLoader
@@ -40,6 +40,7 @@ _HOME = {
     "TrainConfig": "model.recipes",
     "check": "claims.verdict",
     "claim": "claims.claim",
+    "claim_of": "claims.claim",
     "load": "storage.checkpoints",
     "load_or_train": "storage.cache",
 }
@@ -60,6 +61,7 @@ __all__ = [
     "TrainConfig",
     "check",
     "claim",
+    "claim_of",
     "load",
     "load_or_train",
 ]

@@ -12,6 +12,7 @@ from nopos.errors import ClaimError, require_one_of
 
 Kind = Literal["broken", "other task", "other mechanism", "near miss", "damaged artefact"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+_TAKING_ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @runtime_checkable
@@ -44,7 +45,7 @@ class Control:
     are two, and each gets a model of its own.
 
     Raises:
-        ClaimError: there is no such kind.
+        ClaimError: there is no such kind, or what makes the model is no function, or asks for more than the subject.
     """
 
     name: str
@@ -58,8 +59,18 @@ class Control:
     good subject with a wrong thing derived from it."""
 
     def __post_init__(self) -> None:
-        """Refuse a kind that there is not."""
+        """Refuse a kind that there is not, and what cannot make a model."""
         require_one_of(f"the kind of control {self.name}", self.kind, KINDS, error=ClaimError)
+        if not callable(self.build):
+            kind = type(self.build).__name__
+            raise ClaimError(f"control {self.name}: build is a value of type {kind}; give the function that makes it")
+        needed = [
+            name
+            for name, parameter in inspect.signature(self.build).parameters.items()
+            if parameter.default is parameter.empty and parameter.kind not in _TAKING_ANY
+        ]
+        if needed not in ([], ["subject"]):
+            raise ClaimError(f"control {self.name}: build asks for {', '.join(needed)}; it may ask for subject alone")
 
     @property
     def is_for_each_subject(self) -> bool:
@@ -74,5 +85,6 @@ class Control:
         """
         built: object = self.build(subject=subject) if self.is_for_each_subject else self.build()
         if not isinstance(built, Subject):
-            raise ClaimError(f"control {self.name} builds {built!r}; it must build a subject")
+            what = "None" if built is None else f"a value of type {type(built).__name__}"
+            raise ClaimError(f"control {self.name} builds {what}; it must build a subject, as ModelSubject is")
         return built

@@ -1,8 +1,8 @@
 """The rule that no second free number hides inside a measurement: `a - 0.7 * b < 0` is two quantities and two bounds.
 
 A number other than 0, 1 and -1 that leads to a measured value is refused, wherever in the claim's file it stands,
-unless it says *which* rather than *how much*. These say which: an index, a slice, and what `range` and `arange` are
-given, as long as these are not measured; a `dim`, `axis`, `k` or `offset`; an option of a method of the subject, or
+unless it says *which* rather than *how much*. These say which: an index, a slice, and what `range`, `arange` and `topk`
+are given, as long as these are not measured; a `dim`, `axis`, `k` or `offset`; an option of a method of the subject, or
 of an imported function that is not general arithmetic as Python's and torch's are. A bound is a number, or what is
 known without measuring.
 
@@ -22,7 +22,7 @@ from nopos.claims.names import Names, WrittenFunction
 
 _UNITS = (-1, 0, 1)
 """Numbers that weigh nothing against anything: an arithmetic of them sets no bound."""
-_RANGES = ("range", "arange")
+_RANGES = ("range", "arange", "topk")
 _POSITIONS = ("dim", "axis", "k", "offset")
 _ARITHMETIC = sys.stdlib_module_names | {"torch", "numpy", "scipy", "None"}
 """Packages whose functions do arithmetic with the numbers that they are given; builtins are among them."""

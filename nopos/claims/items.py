@@ -78,8 +78,9 @@ def fail(item: pytest.Function, verdict: Verdict, subject: Subject) -> NoReturn:
     false = [judged.comparison for judged in verdict.comparisons if not judged.comparison.holds]
     on_controls = [outcome.exception for _, outcome in verdict.controls]
     unforeseen = next((each for each in on_controls if each and not isinstance(each, NoposError)), None)
-    if raised is None and not false and unforeseen is not None:
-        raise ClaimError(message).with_traceback(_after_the_machinery(unforeseen.__traceback__))
+    trace = None if unforeseen is None else _after_the_machinery(unforeseen.__traceback__)
+    if raised is None and not false and trace is not None:
+        raise ClaimError(message).with_traceback(trace)
     if raised is None and (wrong := false[0] if false else verdict.unshown) is not None:
         _run_again(item, subject, Measure(fail_at=wrong.name, message=message))
     pytest.fail(f"{message} ({verdict.claim.where})", pytrace=False)

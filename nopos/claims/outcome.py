@@ -97,7 +97,8 @@ class Controls:
         """
         key = _key(control, beside)
         if key not in self._subjects:
-            self._subjects[key] = control.model_for(beside)
+            with beside.proven_unchanged():
+                self._subjects[key] = control.model_for(beside)
         return self._subjects[key]
 
     def number(self, control: Control) -> int:

@@ -32,7 +32,12 @@ def body_problems(test: Callable[..., None]) -> list[str]:
         for each in asserted
         if _measurement(each) is None
     ]
-    problems += _other_measures(names.function, [one.measure for one in measurements])
+    problems += [
+        f"`{ast.unparse(one.bound)}` is a bound that is measured; compare the ratio of both with a number"
+        for one in measurements
+        if _uses_measure(one.bound)
+    ]
+    problems += _other_measures(names.function, asserted)
     if not asserted:
         problems.append("asserts nothing; a claim needs at least one measured comparison")
     for one in measurements:
@@ -67,10 +72,19 @@ def _measurement(test: ast.AST) -> _Measurement | None:
     return None if value is None else _Measurement(call.func, value, test.comparators[0])
 
 
-def _other_measures(function: ast.FunctionDef, allowed: list[ast.expr]) -> Iterator[str]:
-    """Where `measure` is used, or made, other than to be compared in an assert."""
+def _uses_measure(node: ast.AST) -> bool:
+    return any(isinstance(part, ast.Name) and part.id == "measure" for part in ast.walk(node))
+
+
+def _other_measures(function: ast.FunctionDef, asserted: list[ast.expr]) -> Iterator[str]:
+    """Where `measure` is used, or made, outside the asserts, or within what an assert's measure is given."""
+    in_asserts = {part for each in asserted for part in ast.walk(each)}
+    measurements = [found for each in asserted if (found := _measurement(each)) is not None]
+    for one in measurements:
+        if _uses_measure(one.value):
+            yield f"`{ast.unparse(one.value)}` is measured twice over; measure it once"
     for part in ast.walk(function):
-        if isinstance(part, ast.Name) and part.id == "measure" and part not in allowed:
+        if isinstance(part, ast.Name) and part.id == "measure" and part not in in_asserts:
             yield f"line {part.lineno} uses measure outside an assert; only assert measure(...) < bound counts"
     if sum(isinstance(part, ast.arg) and part.arg == "measure" for part in ast.walk(function)) > 1:
         yield "has an inner function with a measure of its own; there is only one"

@@ -141,14 +141,17 @@ def _blindness(
     """A claim about the mechanism must tell it from another that is as good at the task."""
     if claim.evidence == "behavioural":
         return []
+    failing = []
     for control, outcome in on_controls:
         if control.kind == "other mechanism" and outcome.verdict == "refuted":
             error = raised_by(partial(controls.solves_the_task, control, subject))
-            if error is None and controls.solves_the_task(control, subject):
-                return []
             if error is not None:
                 return [f"control {control.name}: whether it solves the task: {type(error).__name__}: {error}"]
+            if controls.solves_the_task(control, subject):
+                return []
+            failing.append(control.name)
     return [
         f"cannot tell the mechanism from being good at the task: a {claim.evidence} claim must come out refuted on a "
         "control that solves the task by another mechanism"
+        + (f", and {', '.join(failing)} does not solve it" if failing else "")
     ]

@@ -96,6 +96,7 @@ def require_arguments(
     Raises:
         ClaimError: it is no function, asks for what there is not, or has no such option.
     """
+    __tracebackhide__ = True
     if not callable(analysis):
         raise ClaimError(f"{name}: {what} is {_what(analysis)}; give a function that asks for {' or '.join(offered)}")
     try:

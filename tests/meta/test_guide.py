@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,28 @@ def test_each_mistake_has_the_message_that_the_guide_shows(project):
     counted = result.parseoutcomes()
     assert "passed" not in counted
     assert counted["failed"] + counted["errors"] == len(named)
+
+
+def test_a_control_that_is_made_of_the_subject_works_as_the_guide_shows(project):
+    (made,) = [textwrap.dedent(block) for block in blocks(GUIDE, "python") if "REVERSED" in block]
+    claim = """
+
+@claim(evidence="correlational", source="the guide", refuted_by=[REVERSED, RANDOM_EMBEDDING])
+def test_the_first_number_lies_below_the_last(subject, measure):
+    '''Along the line 0 lies below 31.'''
+    assert measure("way from 0 to 31", subject.run(way)) > 0
+
+
+def way(model):
+    embedding = model.embed.weight.detach()
+    return ((embedding[31] - embedding[0]) @ WAY).item()
+"""
+    head = "import copy\n" + HEAD + "from larger import trained\n\nWAY = trained(0).embed.weight.detach()\n"
+    text = head + "WAY = WAY[31] - WAY[0]\n" + made + claim
+    project.makepyfile(test_reversed=text)
+    result = project.runpytest_subprocess("-pno:cacheprovider", "test_reversed.py")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*false on reversed (near miss)*"])
 
 
 def test_a_project_whose_conftest_names_nobody_has_the_message_too(project):

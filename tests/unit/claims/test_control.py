@@ -22,3 +22,24 @@ def test_a_kind_that_there_is_not_is_refused_in_one_line():
 
 def test_the_kinds_are_those_that_the_ledger_may_hold():
     assert KINDS == ("broken", "other task", "other mechanism", "near miss", "damaged artefact")
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("build", "problem"),
+    [
+        (Fake(), "build is a value of type Fake; give the function that makes it"),
+        (None, "build is a value of type NoneType; give the function that makes it"),
+        (lambda model: Fake(), "build asks for model; it may ask for subject alone"),
+        (lambda subject, seed: Fake(), "build asks for subject, seed; it may ask for subject alone"),
+    ],
+    ids=["a subject", "none", "another name", "more than the subject"],
+)
+def test_what_cannot_make_a_model_is_refused_when_the_control_is_made(build, problem):
+    with pytest.raises(ClaimError, match=f"^control odd: {problem}$"):
+        Control("odd", "nothing", build, "broken")
+
+
+@pytest.mark.parametrize("build", [Fake, lambda *, seed=0: Fake(), lambda subject: Fake(), lambda **options: Fake()])
+def test_what_needs_nothing_or_the_subject_can(build):
+    assert isinstance(Control("good", "nothing", build, "broken").model_for(Fake()), Fake)

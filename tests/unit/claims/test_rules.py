@@ -42,6 +42,7 @@ FINE = [
     ['assert measure("a", subject.a[2:5, subject.at(3), subject.b > 0]) < 0.7'],
     ["match subject.run(analysis, stride=2):", "    case (one, _):", '        assert measure("a", one) < 0.7'],
     ['assert measure("a", subject.a.sum(dim=2).topk(k=3).diagonal(offset=2)) < 0.7'],
+    ['assert measure("a", subject.a.topk(6).values.sum() / torch.topk(subject.b, 2 * 3).values.sum()) < 0.7'],
     ['assert measure("a", (subject.a > 0).mean() if subject.a > subject.b else 0) < 0.7'],
     ['assert measure("a", subject.run(analysis, stride=2 * 3)) < 0.7'],
     ["one, two = (subject.run(analysis, count=count) for count in (16, 192))", 'assert measure("a", one - two) < 0.7'],
@@ -317,6 +318,11 @@ def test_names_that_make_each_other_are_followed_once(tmp_path):
         (['assert measure("a", **{"value": subject.a - 0.7}) < 0'], "is not of the form"),
         (['assert measure("a") < 0'], "is not of the form"),
         (
+            ['assert measure("a", subject.a) < measure("b", subject.b)'],
+            "is a bound that is measured; compare the ratio of",
+        ),
+        (['assert measure("a", measure("b", subject.b)) < 1'], "is measured twice over; measure it once"),
+        (
             ["from math import pi", 'assert measure("a", subject.a - pi) < 0'],
             "imports within its text: `from math import pi`; import at the head of the file, where it can be seen",
         ),
@@ -336,6 +342,12 @@ def test_names_that_make_each_other_are_followed_once(tmp_path):
 )
 def test_an_assert_of_another_form_is_seen(tmp_path, lines, problem):
     assert problem in "; ".join(problems(tmp_path, lines))
+
+
+@pytest.mark.parametrize("form", ["0.9 < measure('a', subject.a) < 1", "abs(measure('a', subject.a) - 1) < 0.1"])
+def test_a_measure_within_an_assert_of_another_form_is_one_problem(tmp_path, form):
+    (problem,) = problems(tmp_path, [f"assert {form}"])
+    assert problem == f"`assert {form}` is not of the form assert measure(name, value, unit) < bound"
 
 
 def test_a_claim_whose_text_cannot_be_read_is_one_line():

@@ -116,7 +116,21 @@ def test_a_control_whose_making_skips_is_an_error():
 @pytest.mark.usefixtures("unchecked")
 def test_a_control_that_makes_no_subject_is_an_error():
     verdict = checked(claimed(Control("empty", "everything", lambda: None, "broken"), control()))
-    assert "control empty: ClaimError: control empty builds None; it must build a subject" in verdict.reason
+    assert (
+        "control empty: ClaimError: control empty builds None; it must build a subject, as ModelSubject is"
+        in verdict.reason
+    )
+
+
+def test_a_control_whose_making_changes_the_subject_is_named_and_the_next_claim_finds_it_as_it_was():
+    def spoiling(subject):
+        subject.numbers["loss"] = 5.0
+        return Fake("bad", {"loss": 9.0, "share": 0.1})
+
+    subject = Fake()
+    verdict = check(claimed(Control("spoiling", "all", spoiling, "broken")), subject, Controls())
+    assert verdict.verdict == "error"
+    assert "control spoiling: ClaimError: good: a test changed its numbers" in verdict.reason
 
 
 def test_a_subject_that_the_body_changes_is_an_error():
@@ -182,6 +196,8 @@ def test_no_other_control_stands_in_for_it(evidence, rival):
     assert verdict.verdict == "error"
     (reason,) = verdict.reasons
     assert reason.startswith(f"{BLIND}: a {evidence} claim must come out refuted on a control that solves the task")
+    fails = rival.kind == "other mechanism" and not rival.build().solves
+    assert reason.endswith(", and rival does not solve it") == fails
 
 
 def test_a_behavioural_claim_needs_no_other_mechanism():
