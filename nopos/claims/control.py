@@ -61,12 +61,13 @@ class Control:
     def __post_init__(self) -> None:
         """Refuse a kind that there is not, and what cannot make a model."""
         require_one_of(f"the kind of control {self.name}", self.kind, KINDS, error=ClaimError)
-        if not callable(self.build):
-            kind = type(self.build).__name__
+        build: object = self.build
+        if not callable(build):
+            kind = type(build).__name__
             raise ClaimError(f"control {self.name}: build is a value of type {kind}; give the function that makes it")
         needed = [
             name
-            for name, parameter in inspect.signature(self.build).parameters.items()
+            for name, parameter in inspect.signature(build).parameters.items()
             if parameter.default is parameter.empty and parameter.kind not in _TAKING_ANY
         ]
         if needed not in ([], ["subject"]):
