@@ -40,6 +40,6 @@ def test_what_cannot_make_a_model_is_refused_when_the_control_is_made(build, pro
         Control("odd", "nothing", build, "broken")
 
 
-@pytest.mark.parametrize("build", [Fake, lambda subject: Fake(), lambda **options: Fake(**options)])
+@pytest.mark.parametrize("build", [Fake, lambda subject: Fake(), lambda **_: Fake()])
 def test_what_needs_nothing_or_the_subject_can(build):
     assert isinstance(Control("good", "nothing", build, "broken").model_for(Fake()), Fake)
