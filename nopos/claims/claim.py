@@ -136,7 +136,8 @@ def claim_of(test: object) -> Claim | None:
 
 def sentence(claim_id: str) -> str:
     """The sentence that a claim's name is, with its parameters. Names of weights (W_pos, b_U) keep their underscore."""
-    name, bracket, parameters = claim_id.rpartition("::")[2].partition("[")
+    name, bracket, parameters = claim_id.partition("::")[2].partition("[")
+    name = (name or claim_id).rpartition("::")[2]
     words: list[str] = []
     for word in name.removeprefix("test_").split("_"):
         if words and words[-1] in ("W", "b"):

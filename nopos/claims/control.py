@@ -76,7 +76,8 @@ class Control:
     @property
     def is_for_each_subject(self) -> bool:
         """Whether each subject under test has a model of its own made for it."""
-        return "subject" in inspect.signature(self.build).parameters
+        parameter = inspect.signature(self.build).parameters.get("subject")
+        return parameter is not None and parameter.default is parameter.empty
 
     def model_for(self, subject: Subject) -> Subject:
         """A model that the control stands for, beside this subject.

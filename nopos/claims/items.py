@@ -18,17 +18,15 @@ from nopos.claims.control import Subject
 from nopos.claims.measure import Measure
 from nopos.claims.outcome import Controls
 from nopos.claims.verdict import Verdict, check
-from nopos.errors import ClaimError, NoposError
+from nopos.errors import ClaimError
 
 HIDDEN = methodcaller("errisinstance", ClaimError)
 """As `__tracebackhide__`: pytest shows no frame of ours where the claim's own are shown."""
-_PLAIN = (str, int, float, bool, type(None))
-"""Types of parameters whose text is the same in every process."""
 
 
 def claim_of_item(item: pytest.Item) -> Claim | None:
-    """The claim that a test is, if it is one."""
-    return claim_of(item.function) if isinstance(item, pytest.Function) else None
+    """The claim that a test is, if it is one; a method of a unittest.TestCase, which has no parameters, is none."""
+    return claim_of(item.function) if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
 
 
 def subject_name(item: pytest.Function) -> str:
@@ -37,16 +35,12 @@ def subject_name(item: pytest.Function) -> str:
 
 
 def claim_id(item: pytest.Function) -> str:
-    """Path from pytest's root, class, function, and parameters other than the subject; the same in every process.
+    """Pytest's id without the subject: path from pytest's root, class, function, and the ids of other parameters.
 
-    A parameter whose text may hold an address is named by its number in the list of parameters.
+    The subject is the first parameter: `pytest_generate_tests` of the plugin comes before any other.
     """
-    parameters = ", ".join(
-        f"{name}={value!r}" if isinstance(value, _PLAIN) else f"{name}=#{item.callspec.indices[name]}"
-        for name, value in item.callspec.params.items()
-        if name != FIXTURE
-    )
-    return item.nodeid.split("[", 1)[0] + (f"[{parameters}]" if parameters else "")
+    others = item.callspec._idlist[1:]
+    return item.nodeid.removesuffix(f"[{item.callspec.id}]") + (f"[{'-'.join(others)}]" if others else "")
 
 
 def checked(item: pytest.Function, claim: Claim, subject: Subject, controls: Controls) -> Verdict:
@@ -76,9 +70,7 @@ def fail(item: pytest.Function, verdict: Verdict, subject: Subject) -> NoReturn:
     if raised is not None and (not isinstance(raised, ClaimError) or _seen_in_body(verdict)):
         raise raised
     false = [judged.comparison for judged in verdict.comparisons if not judged.comparison.holds]
-    on_controls = [outcome.exception for _, outcome in verdict.controls]
-    unforeseen = next((each for each in on_controls if each and not isinstance(each, NoposError)), None)
-    trace = None if unforeseen is None else _after_the_machinery(unforeseen.__traceback__)
+    trace = _of_a_control(verdict)
     if raised is None and not false and trace is not None:
         raise ClaimError(message).with_traceback(trace)
     if raised is None and (wrong := false[0] if false else verdict.unshown) is not None:
@@ -100,6 +92,15 @@ def _seen_in_body(verdict: Verdict) -> bool:
     assert verdict.exception is not None
     frames = traceback.walk_tb(verdict.exception.__traceback__)
     return any(frame.f_code is verdict.claim.function.__code__ for frame, _ in frames)
+
+
+def _of_a_control(verdict: Verdict) -> TracebackType | None:
+    """Where the first exception was raised that a control must not raise, if it was in a text that is not ours."""
+    for control, outcome in verdict.controls:
+        declared = control in verdict.claim.not_measurable_on and outcome.verdict == "not measurable"
+        if outcome.exception is not None and not declared:
+            return _after_the_machinery(outcome.exception.__traceback__)
+    return None
 
 
 def _after_the_machinery(trace: TracebackType | None) -> TracebackType | None:

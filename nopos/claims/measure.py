@@ -24,8 +24,17 @@ class Comparison:
 
     def describe(self) -> str:
         """`name: got value unit, expected operator limit`."""
-        got = f"{self.name}: got {self.value:.6g} {self.unit}".rstrip()
+        got = f"{self.name}: got {rounded(self.value, self.limit, digits=6)} {self.unit}".rstrip()
         return f"{got}, expected {self.operator} {self.limit!r}"
+
+
+def rounded(value: float, limit: float, *, digits: int) -> str:
+    """The value to so many digits, or to as many more as it takes to see on which side of the limit it lies."""
+    for more in range(digits, 18):
+        text = f"{value:.{more}g}"
+        if (float(text) < limit, float(text) > limit) == (value < limit, value > limit):
+            return text
+    return repr(value)
 
 
 class Measure:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from bdb import BdbQuit
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
+
+import pytest
 
 from nopos.claims.claim import Claim
 from nopos.claims.control import Control, Subject
@@ -62,10 +65,10 @@ def evaluate(claim: Claim, subject: Subject) -> Outcome:
 
 
 def raised_by(action: Callable[[], object]) -> BaseException | None:
-    """What an action raised, if it raised; only Ctrl-C and what ends the process pass through."""
+    """What an action raised, if it raised; only Ctrl-C and what ends the process or the session pass through."""
     try:
         action()
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, BdbQuit, pytest.exit.Exception):
         raise
     except Exception as error:
         return error

@@ -24,6 +24,12 @@ from nopos.errors import ConfigError, NoposError
 NO_SUBJECT = "no provider names a subject; implement pytest_nopos_subjects in conftest.py"
 RUNNING_NOTHING = ("collectonly", "setuponly", "setupplan", "showfixtures", "show_fixtures_per_test")
 """Options of pytest with which no test is to run."""
+MARKERS = (
+    "claim: a finding of nopos, evaluated on a subject and on its controls; put there by @claim, never by hand",
+    "requested: a claim that the user of a project asked for by name; put there by @claim(requested=...)",
+    "slow: a test on a subject whose loader says that it takes long, as training does",
+)
+_HAS_MARKERS = pytest.StashKey[bool]()
 _RUN = pytest.StashKey[Run]()
 _PLANNED = pytest.StashKey[list[Record]]()
 _RECORDS = pytest.StashKey[list[Record]]()
@@ -40,13 +46,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Say what the markers are, begin the run, and have the one process that sees all reports keep the ledger."""
-    for marker in (
-        "claim: a finding of nopos, evaluated on a subject and on its controls; put there by @claim, never by hand",
-        "requested: a claim that the user of a project asked for by name; put there by @claim(requested=...)",
-        "slow: a test on a subject whose loader says that it takes long, as training does",
-    ):
-        config.addinivalue_line("markers", marker)
+    """Begin the run, and have the one process that sees all reports keep the ledger."""
+    if config.hook.pytest_nopos_subjects.get_hookimpls():
+        _add_markers(config)
     config.stash[_RUN] = Run(config)
     config.stash[_PLANNED] = []
     if not is_worker(config):
@@ -69,8 +71,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     """Name the subjects where other processes collect the tests; see `pytest_report_collectionfinish`."""
-    distributed = config.getoption("dist", "no") != "no"
-    return _header([loader.name for loader in config.stash[_RUN].loaders(config.hook)]) if distributed else None
+    names = ", ".join(loader.name for loader in config.stash[_RUN].loaders(config.hook))
+    return f"nopos: subjects are {names}" if names and config.getoption("dist", "no") != "no" else None
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest.Item]) -> str | None:
@@ -78,14 +80,17 @@ def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest
     if config.get_verbosity() < 0 or config.getoption("no_header"):
         return None
     claims = [item for item in items if isinstance(item, pytest.Function) and claim_of_item(item) is not None]
-    return _header([name for item in claims if isinstance(name := item.callspec.params[FIXTURE], str)])
+    names = dict.fromkeys(name for item in claims if isinstance(name := item.callspec.params[FIXTURE], str))
+    return f"nopos: claims are checked on {', '.join(names)}" if names else None
 
 
+@pytest.hookimpl(tryfirst=True)  # so that the subject is a test's first parameter
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make a test for each subject of the folder. A mistake of its provider ends the run when all is collected."""
     if FIXTURE not in metafunc.fixturenames:
         return
     config = metafunc.config
+    _add_markers(config)
     try:
         loaders = config.stash[_RUN].loaders(metafunc.definition.ihook)
         if not loaders and claim_of(metafunc.function) is not None and not _runs_nothing(config):
@@ -94,7 +99,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if is_worker(config):  # of whose UsageError xdist would make a crash
             raise pytest.Collector.CollectError(f"nopos: {error}") from None
         config.stash.setdefault(_MISTAKE, error)
-        loaders = []
+        loaders = ()
     parameters = [
         pytest.param(loader.name, id=loader.name, marks=[pytest.mark.slow] if loader.slow else []) for loader in loaders
     ]
@@ -177,7 +182,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if call.when == "call" and _RECORDS in item.stash:
         report.nopos_records = item.stash[_RECORDS]
         if crash := getattr(report.longrepr, "reprcrash", None):
-            crash.message = crash.message.removeprefix("AssertionError: ").removeprefix("nopos.errors.")
+            crash.message = crash.message.removeprefix("AssertionError: ").removeprefix("nopos.errors.ClaimError: ")
+            crash.message = crash.message.removeprefix("Failed: ")
     return report
 
 
@@ -191,5 +197,9 @@ def _runs_nothing(config: pytest.Config) -> bool:
     return any(config.getoption(name) for name in RUNNING_NOTHING)
 
 
-def _header(names: Sequence[str]) -> str | None:
-    return f"nopos: claims are checked on {', '.join(dict.fromkeys(names))}" if names else None
+def _add_markers(config: pytest.Config) -> None:
+    """Say what the markers are, where there are claims."""
+    if not config.stash.get(_HAS_MARKERS, False):
+        config.stash[_HAS_MARKERS] = True
+        for marker in MARKERS:
+            config.addinivalue_line("markers", marker)

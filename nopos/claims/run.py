@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import pytest
 
 from nopos.claims.control import Subject
 from nopos.claims.outcome import Controls
-from nopos.errors import ConfigError
+from nopos.errors import ConfigError, NoposError
 
 
 @no_type_check  # its fields are checked, in words for users, when it is asked for
@@ -35,11 +36,11 @@ class Run:
     config: pytest.Config
     subjects: dict[str, Subject] = field(default_factory=dict)
     controls: Controls = field(default_factory=Controls)
-    _named: dict[tuple[object, ...], Sequence[SubjectLoader]] = field(default_factory=dict)
-    """What was named, by the providers that could have named it."""
+    _answers: dict[int, Sequence[SubjectLoader] | None] = field(default_factory=dict)
+    """What each provider named, by its identity; None if it left that to others."""
 
     def loaders(self, hook: Any) -> Sequence[SubjectLoader]:
-        """The subjects that the providers of a folder name, asked once for all folders with the same providers.
+        """The subjects that the nearest provider of a folder names, each provider being asked once.
 
         Args:
             hook: pytest's `ihook` of something in the folder.
@@ -47,14 +48,35 @@ class Run:
         Raises:
             NoposError: two subjects of one name, in whatever folders, or what a provider objects to.
         """
-        providers = tuple(one.plugin for one in hook.pytest_nopos_subjects.get_hookimpls())
-        if providers not in self._named:
+        for provider in reversed(hook.pytest_nopos_subjects.get_hookimpls()):  # in the order in which pytest asks
+            key = id(provider.plugin)
+            if key not in self._answers:
+                answer = self._asked(provider)
+                self._require_other_names(answer or ())
+                self._answers[key] = answer
+            if (loaders := self._answers[key]) is not None:
+                return loaders
+        return ()
+
+    def _asked(self, provider: Any) -> Sequence[SubjectLoader] | None:
+        try:
             with _capture_off(self.config):
-                named: object = hook.pytest_nopos_subjects(config=self.config)
-            loaders = _loaders(named)
-            require_named_once([one.name for known in (*self._named.values(), loaders) for one in known])
-            self._named[providers] = loaders
-        return self._named[providers]
+                named: object = provider.function(**dict.fromkeys(provider.argnames, self.config))
+        except NoposError:
+            raise
+        except Exception as error:
+            line = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{line.filename}:{line.lineno}"
+            raise ConfigError(f"pytest_nopos_subjects: {type(error).__name__}: {error} ({where})") from None
+        return None if named is None else _loaders(named)
+
+    def _require_other_names(self, loaders: Sequence[SubjectLoader]) -> None:
+        known = {id(one): one for answer in self._answers.values() for one in answer or ()}
+        require_named_once([one.name for one in (known | {id(one): one for one in loaders}).values()])
+
+    @property
+    def _known(self) -> dict[str, SubjectLoader]:
+        return {loader.name: loader for answer in self._answers.values() for loader in answer or ()}
 
     def subject(self, name: str) -> Subject:
         """Load a subject the first time it is wanted, with its progress bar on the terminal.
@@ -63,9 +85,8 @@ class Run:
             NoposError: what loading objects to, no subject, or one that has another name than its loader.
         """
         if name not in self.subjects:
-            loader = next(one for loaders in self._named.values() for one in loaders if one.name == name)
             with _capture_off(self.config):
-                loaded: object = loader.load()
+                loaded: object = self._known[name].load()
             if not isinstance(loaded, Subject):
                 kind = type(loaded).__name__
                 raise ConfigError(
@@ -93,11 +114,10 @@ def is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
-def _loaders(named: object) -> Sequence[SubjectLoader]:
-    """What a provider has named; None if nobody names anything."""
-    loaders = [] if named is None else named
+def _loaders(loaders: object) -> Sequence[SubjectLoader]:
+    """What a provider has named, if it is what it must be."""
     if not isinstance(loaders, Sequence) or not all(isinstance(one, SubjectLoader) for one in loaders):
-        raise ConfigError(f"pytest_nopos_subjects gives {named!r}; it must give a list of SubjectLoader")
+        raise ConfigError(f"pytest_nopos_subjects gives {loaders!r}; it must give a list of SubjectLoader")
     for loader in loaders:
         if not callable(loader.load):
             raise ConfigError(f"{loader.name}: load is {loader.load!r}; give the function that makes the subject")

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from nopos.claims.claim import sentence
 from nopos.claims.ledger import Ledger
+from nopos.claims.measure import rounded
 from nopos.claims.records import Record
 
 WIDTH = 120
@@ -38,13 +39,18 @@ def table(ledger: Ledger, *, all_claims: bool = True) -> list[str]:
 
 
 def _titles(claims: list[Record]) -> dict[str, str]:
-    """The sentence of each claim by its id; with its file where several of that name are listed."""
+    """The sentence of each claim by its id; with its file and class where several of that name are listed."""
     sentences = {claim["id"]: sentence(claim["id"]) for claim in claims}
     several = {one for one, times in Counter(sentences.values()).items() if times > 1}
     return {
-        claim_id: f"{title} ({claim_id.partition('::')[0]})" if title in several else title
+        claim_id: f"{title} ({_place(claim_id)})" if title in several else title
         for claim_id, title in sentences.items()
     }
+
+
+def _place(claim_id: str) -> str:
+    path, _, rest = claim_id.partition("::")
+    return "::".join([path, *rest.partition("[")[0].split("::")[:-1]])
 
 
 def _claim_lines(claim: Record, title: str) -> list[str]:
@@ -68,7 +74,7 @@ def _measurement_lines(measurements: list[Record]) -> list[str]:
     refuters = [_by_kind(item["refuted_by"]) for item in measurements]
     alike = len(measurements) > 1 and len(set(refuters)) == 1
     for item, refuting in zip(measurements, refuters, strict=True):
-        value = f"{item['value']:.4g} {item['unit']}".rstrip()
+        value = f"{rounded(item['value'], item['limit'], digits=4)} {item['unit']}".rstrip()
         bound = f"{item['operator']:>2} {_limit(item['limit'])}"
         lines.append(f"    {' ' if item['holds'] else 'x'} {item['name']:<66} {value:>18} {bound}")
         if refuting and not alike:
@@ -79,9 +85,9 @@ def _measurement_lines(measurements: list[Record]) -> list[str]:
 
 
 def _limit(limit: float) -> str:
-    """Five digits, or all where five would make it a whole number that it is not."""
-    short = f"{limit:.5g}"
-    return repr(limit) if float(short).is_integer() and not limit.is_integer() else short
+    """As it is if eight digits can say it, else five of them."""
+    exact = f"{limit:.8g}"
+    return exact if float(exact) == limit else f"{limit:.5g}"
 
 
 def _by_kind(controls: Iterable[Record]) -> str:
@@ -109,11 +115,12 @@ def _closing_lines(claims: list[Record], titles: Mapping[str, str]) -> list[str]
 
 
 def _wrong(claim: Record) -> str:
-    """The first measurement that is false; of a claim that has none, the verdict."""
+    """The first measurement that is false; of a claim that has none, what is wrong with it."""
     first = next((item for item in claim["measurements"] if not item["holds"]), None)
     if first is None:
-        return str(claim["verdict"])
-    got = f"{first['value']:.6g} {first['unit']}".rstrip()
+        said = str(claim["reason"])
+        return said.partition(", on ")[2].partition(": ")[2].rpartition(" (")[0] or said
+    got = f"{rounded(first['value'], first['limit'], digits=6)} {first['unit']}".rstrip()
     return f"{first['name']}: got {got}, expected {first['operator']} {_limit(first['limit'])}"
 
 

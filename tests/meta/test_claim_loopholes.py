@@ -200,9 +200,9 @@ def test_claims_with_parameters_and_in_classes_keep_their_own_controls_and_recor
     result.assert_outcomes(passed=2, failed=2)
     verdicts = {recorded["id"].partition("::")[2]: recorded["verdict"] for recorded in ledger["subjects"][0]["claims"]}
     assert verdicts == {
-        "test_the_loss_is_low[bound=0.1]": "holds",
-        "test_the_loss_is_low[bound=1e-06]": "refuted",
-        "test_the_loss_is_low[bound='0.1']": "holds",
+        "test_the_loss_is_low[0.1_0]": "holds",
+        "test_the_loss_is_low[1e-06]": "refuted",
+        "test_the_loss_is_low[0.1_1]": "holds",
         "TestOther::test_the_loss_is_low": "error",
     }
 

@@ -47,6 +47,12 @@ def test_a_project_without_claims_notices_nothing(project):
     assert output(with_it) == output(without)
 
 
+def test_no_marker_is_added_where_nobody_names_a_subject(project):
+    files = {"conftest.py": "import pytest", "test_claims.py": "import pytest\n@pytest.mark.slow\ndef test_it(): ..."}
+    assert project("--strict-markers", "-m", "", files=files).ret == pytest.ExitCode.INTERRUPTED
+    project("--markers", files=files).stdout.no_fnmatch_line("*nopos*")
+
+
 def test_nothing_heavy_is_imported_where_there_are_no_claims(project):
     heavy = """
 import sys
@@ -72,7 +78,7 @@ def test_the_line_that_was_needed_before_pytest_loaded_it_does_no_harm(project):
 def test_the_header_names_the_subjects_of_the_claims_that_run(project):
     assert "nopos: claims are checked on fair" in project().stdout.lines
     assert "nopos: claims are checked on fair, slow" in project("-m", "claim").stdout.lines
-    assert "nopos: claims are checked on fair, slow" in project("-n1", process=True).stdout.lines
+    assert "nopos: subjects are fair, slow" in project("-n1", process=True).stdout.lines
     for option in ("-q", "--no-header"):
         project(option).stdout.no_fnmatch_line("*are checked on*")
 
@@ -85,6 +91,22 @@ def test_each_folder_names_its_own_subjects(project):
     collected = [line.partition("::")[0] + line.partition("[")[2] for line in result.stdout.lines if "fair[" in line]
     assert sorted(collected) == ["x/test_high.pyfair]", "x/y/z/test_deep.pyother]"]
     project(files=files).assert_outcomes(passed=4, deselected=4)
+
+
+def test_a_conftest_that_names_nobody_leaves_it_to_those_above(project):
+    none = "def pytest_nopos_subjects(config):\n    return None"
+    files = {"x/conftest.py": none, "x/test_a.py": CLAIMS}
+    result = project(files=files)
+    result.assert_outcomes(passed=4, deselected=4)
+    result.stdout.fnmatch_lines(["nopos: claims are checked on fair"])
+
+
+def test_what_fails_in_a_conftests_hook_is_one_line(project):
+    result = project(files={"conftest.py": CONFTEST.replace("return [fair", "return [far")})
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        ["ERROR: nopos: pytest_nopos_subjects: NameError: name 'far' is not defined (*conftest.py:7)"]
+    )
 
 
 def test_two_folders_that_call_two_models_by_one_name_are_refused(project):
@@ -119,8 +141,39 @@ def test_a_claims_id_has_its_path_and_is_the_same_in_every_process(project, pyte
     project("--nopos-json=ledger.json", *processes, files=files, process=bool(processes)).assert_outcomes(passed=6)
     assert ledger_ids(pytester) == [
         *(f"{path}/test_a.py::test_the_coin_{has}" for path in "xy" for has in ("is_fair", "has_a_tail")),
-        *(f"y/test_a.py::test_it_has_a_parameter[much={much}, what=#{much - 1}]" for much in (1, 2)),
+        *(f"y/test_a.py::test_it_has_a_parameter[{much}-what{much - 1}]" for much in (1, 2)),
     ]
+
+
+SAME = """
+import pytest
+
+@pytest.mark.parametrize("much", [pytest.param(0.1, id="a"), pytest.param(0.1, id="b", marks=pytest.mark.skip)])
+@claim(evidence="behavioural", source="here", refuted_by=[LOADED])
+def test_it_has_a_parameter(subject, measure, much):
+    '''It has.'''
+    assert measure("share of heads", subject.heads) < 0.8
+"""
+
+
+def test_parameters_of_one_value_and_paths_with_brackets_are_told_apart(project, pytester):
+    """No claim stands for another: one that was skipped is missed."""
+    files = {"test_claims.py": "", "a[1]/test_a.py": CLAIMS, "a[2]/test_a.py": CLAIMS + SAME}
+    result = project("--nopos-json=ledger.json", files=files)
+    result.assert_outcomes(passed=5, skipped=1, deselected=6)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert ledger_ids(pytester) == [
+        *(f"a[{one}]/test_a.py::test_the_coin_{has}" for one in (1, 2) for has in ("is_fair", "has_a_tail")),
+        *(f"a[2]/test_a.py::test_it_has_a_parameter[{which}]" for which in "ab"),
+    ]
+    result.stdout.fnmatch_lines(["  1 did not run: it has a parameter [[]b]"])
+
+
+def test_the_subject_is_left_out_of_an_id_whatever_other_parameters_come_first(project, pytester):
+    more = "\ndef pytest_generate_tests(metafunc):\n    metafunc.parametrize('early', ['first'])\n"
+    claims = CLAIMS.replace("(subject, measure)", "(early, subject, measure)")
+    project("--nopos-json=ledger.json", files={"conftest.py": CONFTEST + more, "test_claims.py": claims})
+    assert ledger_ids(pytester) == [f"test_claims.py::test_the_coin_{has}[first]" for has in ("is_fair", "has_a_tail")]
 
 
 def test_the_table_has_the_file_of_claims_of_one_name(project):
@@ -205,6 +258,54 @@ def test_the_debugger_stops_in_the_claim_on_the_subject_that_failed(project, pyt
     asked = b"p subject.name, subject.heads\nq\n"
     result = pytester.run(sys.executable, "-mpytest", "--pdb", "-pno:cacheprovider", "-mnot slow", stdin=asked)
     result.stdout.fnmatch_lines(["> *test_claims.py(11)test_the_coin_is_fair()", "(Pdb) ('fair', 0.7)"])
+
+
+@pytest.mark.parametrize("where", ["on a control", "while a control is built"])
+def test_what_ends_the_session_ends_it_also_on_a_control(project, where):
+    leaving = "lambda: pytest.exit('enough')" if where != "on a control" else "lambda: Coin('loaded', 2)"
+    claims = "import pytest\n" + CLAIMS.replace('lambda: Coin("loaded", 0.9)', leaving)
+    leave = "    if subject.heads > 1:\n        pytest.exit('enough')\n    assert measure"
+    result = project(files={"test_claims.py": claims.replace("    assert measure", leave)})
+    result.stdout.fnmatch_lines(["*Exit: enough*"])
+    result.assert_outcomes()
+
+
+def test_an_error_of_nopos_on_a_control_is_shown_where_it_was_raised(project):
+    torn = """
+from nopos import NoposError
+
+class Torn(Coin):
+    def __getattribute__(self, name):
+        if name == "heads":
+            raise NoposError("too many")
+        return super().__getattribute__(name)
+
+    def record(self):
+        return {}
+
+LOADED"""
+    claims = CLAIMS.replace("\nLOADED", torn, 1).replace('Coin("loaded"', 'Torn("loaded"')
+    result = project("-k", "fair", files={"test_claims.py": claims})
+    shown = ['>           raise NoposError("too many")', "E * control loaded: NoposError: too many; an error is *"]
+    result.stdout.fnmatch_lines(shown)
+
+
+def test_a_method_of_a_TestCase_is_no_claim_and_fails(project):
+    lines = (
+        CLAIMS.partition("@claim")[0]
+        + """
+import unittest
+
+class TestIt(unittest.TestCase):
+    @claim(evidence="behavioural", source="here", refuted_by=[LOADED])
+    def test_it(self, subject, measure):
+        '''It is.'''
+        assert measure("share of heads", subject.heads) < 0.6
+"""
+    )
+    result = project(files={"test_claims.py": lines})
+    result.assert_outcomes(failed=1)
+    result.stdout.no_fnmatch_line("INTERNALERROR*")
 
 
 def test_captured_output_says_which_model_printed_it(project):

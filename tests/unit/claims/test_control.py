@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from nopos.claims.control import KINDS, Control
@@ -43,3 +45,10 @@ def test_what_cannot_make_a_model_is_refused_when_the_control_is_made(build, pro
 @pytest.mark.parametrize("build", [Fake, lambda subject: Fake(), lambda **_: Fake()])
 def test_what_needs_nothing_or_the_subject_can(build):
     assert isinstance(Control("good", "nothing", build, "broken").model_for(Fake()), Fake)
+
+
+def test_a_subject_that_is_bound_already_is_left_as_it_is():
+    mine = Fake("mine")
+    bound = Control("good", "nothing", partial(lambda subject: Fake(subject.name), subject=mine), "broken")
+    assert not bound.is_for_each_subject
+    assert bound.model_for(Fake("another")).name == "mine"

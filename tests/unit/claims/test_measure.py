@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nopos.claims.measure import Measure
+from nopos.claims.measure import Measure, rounded
 from nopos.errors import ClaimError
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
@@ -71,3 +71,11 @@ def test_an_error_that_was_swallowed_comes_again_when_the_record_is_closed():
         measure("bad", float("nan"))
     with pytest.raises(ClaimError, match="bad is nan"):
         measure.close()
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "text"),
+    [(0.99999985, 0.9999999, "0.99999985"), (0.5, 0.6, "0.5"), (0.123456789, 0.1, "0.1235"), (1.00004, 1.0, "1.00004")],
+)
+def test_a_value_is_not_rounded_to_the_other_side_of_its_limit(value, limit, text):
+    assert rounded(value, limit, digits=4) == text

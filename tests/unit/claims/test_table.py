@@ -132,9 +132,35 @@ def test_no_line_is_longer_than_the_width(many):
 
 @pytest.mark.parametrize(
     ("limit", "printed"),
-    [(0.9999999, "< 0.9999999"), (1.0, "< 1"), (2.8186411856262508, "< 2.8186"), (1e-9, "< 1e-09"), (0.6, "< 0.6")],
+    [
+        (0.9999999, "< 0.9999999"),
+        (1.0, "< 1"),
+        (2.8186411856262508, "< 2.8186"),
+        (1e-9, "< 1e-09"),
+        (0.6, "< 0.6"),
+        (123456.0, "< 123456"),
+        (0.200004, "< 0.200004"),
+    ],
 )
 def test_a_bound_is_not_printed_as_another(limit, printed):
     ledger = Ledger()
     ledger.add(known("m"), recorded(measurements=[measured("loss", 0.1, limit=limit)]))
     assert any(line.rstrip().endswith(printed) for line in table(ledger))
+
+
+@pytest.mark.parametrize(("missing", "named"), [(3, ""), (4, "; and 1 more"), (9, "; and 6 more")])
+def test_of_many_claims_that_did_not_run_three_are_named(missing, named):
+    ledger = Ledger()
+    for number in range(missing):
+        ledger.plan("m", not_run(f"a.py::test_it_is_{number}"))
+    line = f"  {missing} did not run: it is 0; it is 1; it is 2{named}"
+    assert table(ledger)[-1] == line
+
+
+def test_titles_of_one_sentence_have_file_and_class():
+    ids = ("a.py::test_it_is", "a.py::TestA::test_it_is[x::y]", "a.py::TestB::test_it_is[x::y]", "b.py::test_it_is")
+    ledger = Ledger()
+    for claim_id in ids:
+        ledger.add(known("m"), recorded(claim_id))
+    shown = [line.strip() for line in table(ledger) if line.strip().startswith("it is")]
+    assert shown == ["it is (a.py)", "it is [x::y] (a.py::TestA)", "it is [x::y] (a.py::TestB)", "it is (b.py)"]
