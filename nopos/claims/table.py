@@ -118,8 +118,8 @@ def _wrong(claim: Record) -> str:
     """The first measurement that is false; of a claim that has none, what is wrong with it."""
     first = next((item for item in claim["measurements"] if not item["holds"]), None)
     if first is None:
-        said = str(claim["reason"])
-        return said.partition(", on ")[2].partition(": ")[2].rpartition(" (")[0] or said
+        reason = str(claim["reason"])
+        return reason.partition(", on ")[2].partition(": ")[2].rpartition(" (")[0] or reason
     got = f"{rounded(first['value'], first['limit'], digits=6)} {first['unit']}".rstrip()
     return f"{first['name']}: got {got}, expected {first['operator']} {_limit(first['limit'])}"
 
