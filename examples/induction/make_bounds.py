@@ -1,6 +1,6 @@
 """Measure the claims on models from many seeds: `python make_bounds.py` trains them, and writes bounds.md.
 
-The seeds are subjects like the model under test, named by the same hook. The claims are run by pytest, and what they
+The seeds are subjects beside the model under test, named by the same hook. The claims are run by pytest, and what they
 measured is read from the ledger.
 """
 
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from analyses import answers_lost_without_head, attention_back
 from model import AttentionOnly, Sizes
 from nopos import ModelSubject, SubjectLoader
-from subjects import as_subject
+from subjects import as_subject, induction
 from training import Recipe, train
 
 HERE = Path(__file__).parent
@@ -34,11 +34,13 @@ ROOM = 0.5
 
 
 class Seeds:
-    """A plugin that names one subject for each seed."""
+    """A plugin that names the committed model and one for each seed."""
 
+    @pytest.hookimpl(tryfirst=True)  # pytest asks one provider alone, and this one before conftest.py
     def pytest_nopos_subjects(self, config: pytest.Config) -> list[SubjectLoader]:
         """The subjects."""
-        return [SubjectLoader(_name(seed), partial(trained, seed)) for seed in (*FITTING, *JUDGING)]
+        seeds = [SubjectLoader(_name(seed), partial(trained, seed)) for seed in (*FITTING, *JUDGING)]
+        return [SubjectLoader("induction", induction), *seeds]
 
 
 @dataclass(frozen=True)

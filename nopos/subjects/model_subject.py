@@ -16,6 +16,7 @@ from nopos.subjects.requirements import (
     called,
     require_answer,
     require_arguments,
+    require_dense,
     require_models_and_data,
     require_record,
 )
@@ -57,8 +58,8 @@ class ModelSubject:
         Args:
             name: what the subject is called.
             models: by the names under which an analysis asks for them, `model` first of all.
-            data: likewise what they are read on, such as `tokens`. Tensors, and dicts and lists of them, are held to
-                stay as they are.
+            data: likewise what they are read on, such as `tokens`. Tensors and numpy arrays, and dicts and lists of
+                them, are held to stay as they are.
             solves_the_task: the analysis that says whether the model does what it is for.
             record: what the ledger says of the model, in plain values: `description`, `config`, `recipe`, `seed`, or
                 some of them. Unless they are given, its sha256 is that of all weights and buffers, and its description
@@ -73,6 +74,8 @@ class ModelSubject:
         self._solves, self._recorded, self._sha256 = solves_the_task, dict(record or {}), ""
         require_arguments(name, solves_the_task, self._offered, {}, what="solves_the_task")
         self._note()
+        for one, snapshot in self._snapshots.items():
+            require_dense(name, one, snapshot.tensors())
 
     @property
     def name(self) -> str:
@@ -181,15 +184,25 @@ class ModelSubject:
         """Those of the changes that a test has made, in words."""
         of_models = {name: changed for name, changed in changes.items() if name in self._models}
         named = [
-            "weights" if name == "model" else f"{name} model"
+            f"{'weights' if name == 'model' else f'{name} model'} ({self._of_weights(name, changed['weights'])})"
             for name, changed in of_models.items()
             if "weights" in changed
         ]
-        named += [name for name in changes if name in self._data]
+        for name, changed in changes.items():
+            if name in self._data:
+                first = next(iter(changed.values()))
+                named.append(f"{name} ({first})" if first else name)
         for what in ("hooks", "attributes"):
             where = [f"{name}.{changed[what]}" for name, changed in of_models.items() if what in changed]
             named += [f"{what} ({', '.join(where)})"] if where else []
         return named
+
+    def _of_weights(self, name: str, where: str) -> str:
+        """Where weights have changed, and why buffers do that without any test's doing."""
+        module, _, buffer = where.rpartition(".")
+        owner = dict(self._models[name].named_modules()).get(module)
+        learns = owner is not None and owner.training and buffer in dict(owner.named_buffers(recurse=False))
+        return f"{where}; its module is in training mode, call .eval()" if learns else where
 
     @property
     def _offered(self) -> dict[str, object]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -43,6 +44,30 @@ def _by_name(name: str, which: str, given: object, right: str) -> Mapping[str, o
         if not isinstance(one, str) or not one.isidentifier():
             raise ClaimError(f"{name}: {which} has the name {one!r}; give names that a function's parameters can have")
     return given
+
+
+def require_dense(name: str, one: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Look at the tensors of a model or of data: only dense ones with values can be compared and put back.
+
+    Args:
+        name: of the subject.
+        one: the name of the model or of the data.
+        tensors: each with where in it that is.
+
+    Raises:
+        ClaimError: one is sparse, nested, or on the meta device.
+    """
+    for where, tensor in tensors:
+        within, there = ("has", f" ({where})") if where else ("is", "")
+        problem = ""
+        if tensor.is_nested:
+            problem = f"a nested tensor{there}; give a list of tensors, as .unbind() does"
+        elif tensor.layout is not torch.strided:
+            problem = f"a sparse tensor{there}; make it dense, as .to_dense() does"
+        elif tensor.is_meta:
+            problem = f"a tensor on the meta device{there}, which has no values; load them onto the CPU"
+        if problem:
+            raise ClaimError(f"{name}: its {one!r} {within} {problem}")
 
 
 def require_record(name: str, record: object) -> None:

@@ -7,9 +7,11 @@ from copy import copy
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
-from nopos.subjects.tensor_state import KINDS, Kind, TensorState, same_tensor
+from nopos.subjects.array_state import ArrayState
+from nopos.subjects.tensor_state import KINDS, Kind, TensorState, joined, same_tensor
 
 TENSORS = ("_parameters", "_buffers")
 """Where torch keeps a module's tensors."""
@@ -23,7 +25,7 @@ _Seen = tuple[object, str, Kind, bool]
 
 
 class Snapshot:
-    """Tensors and what holds them: modules with their hooks, attributes and configs, dicts and lists, as they were.
+    """Tensors, arrays and what holds them, as they were: modules with hooks, attributes and configs, dicts and lists.
 
     Whatever can be set on a module counts: a number that its forward pass uses, another function for its forward
     pass, a hook on a module that is no hook point, an entry of a list. A module counts also where torch does not know
@@ -36,6 +38,7 @@ class Snapshot:
         self._owners: dict[int, _Owner] = {}
         self._containers: dict[int, _Container] = {}
         self._tensors: dict[int, TensorState] = {}
+        self._arrays: dict[int, ArrayState] = {}
         waiting: list[_Seen] = [(value, "", "attributes", True)]
         while waiting:
             waiting += reversed(list(self._take_down(*waiting.pop())))
@@ -49,6 +52,13 @@ class Snapshot:
             found.setdefault(kind, where)
         return {kind: found[kind] for kind in KINDS if kind in found}
 
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors, gradients included, and where they are."""
+        for state in self._tensors.values():
+            yield state.where, state.value
+            if state.gradient is not None:
+                yield joined(state.where, "grad"), state.gradient
+
     def restore(self) -> None:
         """Put all of it back in place: the same modules with the same tensors, attributes and hooks."""
         for owner in self._owners.values():
@@ -57,15 +67,22 @@ class Snapshot:
             container.restore()
         for tensor in self._tensors.values():
             tensor.restore()
+        for array in self._arrays.values():
+            array.restore()
 
     def _take_down(self, value: object, where: str, kind: Kind, is_nested: bool) -> Iterator[_Seen]:
         """Keep how one thing is; gives what it holds. What is held in two ways counts by the weightier one."""
-        known = self._owners.get(id(value)) or self._containers.get(id(value)) or self._tensors.get(id(value))
+        states = (self._owners, self._containers, self._tensors, self._arrays)
+        known = next((state[id(value)] for state in states if id(value) in state), None)
         if known is not None and KINDS.index(known.kind) <= KINDS.index(kind):
             return
         if isinstance(value, Tensor):
             kind = "weights" if isinstance(value, nn.Parameter) else kind
             self._tensors[id(value)] = TensorState.of(value, where, kind)
+        elif isinstance(value, np.ndarray):
+            self._arrays[id(value)] = ArrayState.of(value, where, kind)
+            if value.dtype == object:
+                yield from _entries(value.ravel().tolist(), where, kind)
         elif isinstance(value, dict | list | set):
             self._containers[id(value)] = _Container(value, copy(value), where, kind, is_nested)
             yield from _entries(value, where, kind)
@@ -75,18 +92,21 @@ class Snapshot:
             self._owners[id(value)] = owner = _Owner(value, where)
             for name, held in owner.attributes.items():
                 if name not in self._apart_from:
-                    yield held, _joined(where, name), owner.kind_of(name), False
+                    yield held, joined(where, name), owner.kind_of(name), False
 
     def _changes(self) -> Iterator[tuple[Kind, str]]:
         for owner in self._owners.values():
             for name, now, before in owner.differences():
                 if not self._is_alike(owner.kind_of(name), now, before):
-                    yield owner.kind_of(name), _joined(owner.where, name)
+                    within = self._first_unlike(now, before) if name in TENSORS else None
+                    yield owner.kind_of(name), joined(owner.where, within or name)
         for container in self._containers.values():
             if container.is_nested and not _alike(container.value, container.before):
                 yield container.kind, container.where
         for tensor in self._tensors.values():
             yield from tensor.changes()
+        for array in self._arrays.values():
+            yield from array.changes()
 
     def _is_alike(self, kind: Kind, now: object, before: object) -> bool:
         """Whether no more differs than that a tensor is a copy, or that a library's model has hooked itself."""
@@ -95,6 +115,13 @@ class Snapshot:
         if kind == "hooks":
             return _alike(_by_analyses(now), _by_analyses(before))
         return now.keys() == before.keys() and all(self._same(now[name], before[name]) for name in now)
+
+    def _first_unlike(self, now: object, before: object) -> str | None:
+        """The name of the first of a module's tensors that is another one, gone or new."""
+        if not isinstance(now, dict) or not isinstance(before, dict):
+            return None
+        names = [*before, *(name for name in now if name not in before)]
+        return next((one for one in names if not self._same(now.get(one, MISSING), before.get(one, MISSING))), None)
 
     def _same(self, now: object, before: object) -> bool:
         if isinstance(now, Tensor) and isinstance(before, Tensor):
@@ -181,12 +208,8 @@ def _entries(container: dict[Any, Any] | list[Any] | set[Any], where: str, kind:
         where = where.rpartition(".")[0]
     numbered = container.items() if isinstance(container, dict) else enumerate(container)
     for name, value in numbered:
-        if isinstance(value, Tensor | dict | list | set | tuple) or issubclass(type(value), nn.Module):
-            yield value, _joined(where, str(name)), kind, True
-
-
-def _joined(where: str, name: str) -> str:
-    return f"{where}.{name}" if where else name
+        if isinstance(value, Tensor | np.ndarray | dict | list | set | tuple) or issubclass(type(value), nn.Module):
+            yield value, joined(where, str(name)), kind, True
 
 
 def _by_analyses(hooks: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -41,14 +41,14 @@ class TensorState:
         if not same_tensor(self.value, self.before):
             yield self.kind, self.where
         if self.value.requires_grad != self.requires_grad:
-            yield "attributes", f"{self.where}.requires_grad"
+            yield "attributes", joined(self.where, "requires_grad")
         if not self._has_its_gradient():
-            yield "notes", f"{self.where}.grad"
+            yield "notes", joined(self.where, "grad")
 
     def restore(self) -> None:
         """Put back the memory, what was in it, whether gradients are computed, and the gradient."""
-        if not same_tensor(self.value, self.before) or not same_tensor(self.memory, self.before):
-            self.memory.copy_(self.before)
+        if self.value.data_ptr() != self.memory.data_ptr() or not same_tensor(self.value, self.before):
+            _once(self.memory).copy_(_once(self.before, like=self.memory))
             self.value.data = self.memory
         if self.value.requires_grad != self.requires_grad:
             self.value.requires_grad_(self.requires_grad)
@@ -60,13 +60,24 @@ class TensorState:
         return now is before or (now is not None and before is not None and same_tensor(now, before))
 
 
+def joined(where: str, name: str) -> str:
+    """The name of something within something else; of what is within all that there is, its own."""
+    return f"{where}.{name}" if where else name
+
+
+def _once(value: Tensor, *, like: Tensor | None = None) -> Tensor:
+    """What an expanded tensor repeats, once: torch writes into no memory that several entries share."""
+    strides = (value if like is None else like).stride()
+    return value[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in strides)]
+
+
 def same_tensors(now: Mapping[Name, Tensor], before: Mapping[Name, Tensor]) -> bool:
     """Whether tensors have the same names, types and values."""
     return now.keys() == before.keys() and all(same_tensor(value, before[name]) for name, value in now.items())
 
 
 def same_tensor(now: Tensor, before: Tensor) -> bool:
-    """Whether tensors have the same type and values; what is no number in both is the same."""
-    if (now.dtype, now.shape, now.device) != (before.dtype, before.shape, before.device):
+    """Whether dense tensors have the same type, shape and values; what is no number in both is the same."""
+    if (now.dtype, now.layout, now.device) != (before.dtype, before.layout, before.device) or now.shape != before.shape:
         return False
     return torch.equal(now, before) or bool(torch.isclose(now, before, rtol=0, atol=0, equal_nan=True).all())

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(path.parent for path in (ROOT / "examples").glob("*/conftest.py"))
-ANOTHER_LIBRARY = ROOT / "examples" / "another_library"
+ANOTHER_LIBRARY, INDUCTION = ROOT / "examples" / "another_library", ROOT / "examples" / "induction"
 PUBLIC = {"claim", "Control", "ModelSubject", "NotMeasurableError", "SubjectLoader"}
 """The names that docs/your-own-model.md documents for a project of one's own, as far as the examples need them."""
 
@@ -62,6 +62,39 @@ def test_its_claims_hold_and_its_README_says_what_is_printed(example, tmp_path):
     assert re.search(r"\d of \d claims came out as expected", shown)[0] in output
     lines = [re.split(r"  |[<>]", line.strip())[0] for line in shown.splitlines() if "sha256" not in line]
     assert [text for text in lines if text not in output and " passed in " not in text] == []
+
+
+BOUNDS_OF_TWO_SEEDS = """
+import make_bounds
+from training import Recipe
+make_bounds.FITTING, make_bounds.JUDGING = range(1, 2), range(2, 3)
+make_bounds.Recipe = lambda seed: Recipe(seed, steps=3)
+make_bounds.main()
+"""
+
+
+def rows_of(table):
+    """Cells of each comparison, by its name and bound."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+    return {(row[0], row[1]): row[2:] for row in rows if row[1].startswith(("<", ">"))}
+
+
+@pytest.mark.slow
+def test_the_bounds_are_made_of_all_seeds_and_of_the_committed_model(tmp_path):
+    """Of two seeds that have hardly been trained, so that the bounds do not hold on them and the script says so."""
+    folder, committed = copied(INDUCTION, tmp_path), rows_of((INDUCTION / "bounds.md").read_text())
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", BOUNDS_OF_TWO_SEEDS]
+    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert "AssertionError: share of answers right: the bound lies too near to the worst seed" in ran.stderr
+    assert sorted(path.name for path in (folder / "trained").iterdir()) == ["1.safetensors", "2.safetensors"]
+    made = rows_of((folder / "bounds.md").read_text())
+    assert made.keys() == committed.keys()
+    for bound, (model_under_test, mean, spread, _, held, controls) in made.items():
+        assert float(model_under_test) == pytest.approx(float(committed[bound][0]), abs=1e-3)
+        assert mean == spread  # of one seed
+        assert held in ("0 of 1", "1 of 1")
+        assert "untrained" in controls
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -56,10 +57,13 @@ def test_an_analysis_is_handed_models_and_data_by_name_and_its_result_is_kept(su
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda subject: subject.model[0].weight.data.mul_(2), "changed its weights"),
-        (lambda subject: setattr(subject.model[0], "weight", nn.Parameter(torch.ones(2, 3))), "changed its weights"),
-        (lambda subject: subject.model.double(), "changed its weights"),
-        (lambda subject: subject.model[1].running_mean.add_(1), "changed its weights"),
+        (lambda subject: subject.model[0].weight.data.mul_(2), r"changed its weights \(0.weight\)"),
+        (
+            lambda subject: setattr(subject.model[0], "weight", nn.Parameter(torch.ones(2, 3))),
+            r"changed its weights \(0.weight\)",
+        ),
+        (lambda subject: subject.model.double(), r"changed its weights \(1.running_mean\)"),
+        (lambda subject: subject.model[1].running_mean.add_(1), r"changed its weights \(1.running_mean\)"),
         (lambda subject: subject.run(lambda rows: rows).zero_(), None),
         (lambda subject: subject.run(lambda rows: rows.zero_()), "changed its rows"),
         (lambda subject: subject.model.train(), r"changed its attributes \(model.training\)"),
@@ -103,7 +107,10 @@ def test_a_result_on_a_changed_model_is_not_kept(subject):
 def test_each_of_several_models_has_its_name(rows):
     models = {"model": nn.Linear(3, 2), "teacher": nn.Linear(3, 2)}
     subject = ModelSubject("pair", models, {"rows": rows}, solves_the_task=lambda: True)
-    with pytest.raises(ClaimError, match="pair: a test changed its teacher model"), subject.proven_unchanged():
+    with (
+        pytest.raises(ClaimError, match=r"pair: a test changed its teacher model \(bias\);"),
+        subject.proven_unchanged(),
+    ):
         models["teacher"].bias.data.add_(1)
 
 
@@ -123,6 +130,17 @@ def test_the_record_has_a_hash_of_all_weights_and_a_description(subject, rows):
     assert ModelSubject("one", {"model": nn.BatchNorm1d(2)}, {}, solves_the_task=lambda: True).record()["sha256"]
 
 
+def test_the_record_tells_shapes_apart():
+    """Of the same numbers in the same order."""
+    models = [nn.Linear(3, 2, bias=False), nn.Linear(2, 3, bias=False)]
+    for model in models:
+        nn.init.ones_(model.weight)
+    first, second = (
+        ModelSubject("one", {"model": model}, {}, solves_the_task=lambda: True).record()["sha256"] for model in models
+    )
+    assert first != second
+
+
 def test_the_record_is_of_a_strided_weight_and_of_all_that_a_model_computes_with():
     model = nn.Linear(3, 2)
     model.weight = nn.Parameter(torch.ones(1).expand(3))  # one number in memory
@@ -133,15 +151,64 @@ def test_the_record_is_of_a_strided_weight_and_of_all_that_a_model_computes_with
 
 
 def test_data_in_a_dict_or_list_is_held_too():
-    rows = torch.ones(2, 3)
-    subject = ModelSubject(
-        "batched", {"model": nn.Linear(3, 2)}, {"batch": {"rows": rows, "names": ["a"]}}, solves_the_task=lambda: True
-    )
-    for spoil in (lambda batch: batch["rows"].zero_() is None, lambda batch: batch["names"].append("b")):
-        with pytest.raises(ClaimError, match="batched: a test changed its batch;"), subject.proven_unchanged():
+    rows, lengths = torch.ones(2, 3), np.ones(2)
+    batch = {"rows": rows, "names": ["a"], "more": [{"lengths": lengths}]}
+    subject = ModelSubject("batched", {"model": nn.Linear(3, 2)}, {"batch": batch}, solves_the_task=lambda: True)
+    spoilt = {
+        "rows": lambda batch: batch["rows"].zero_() is None,
+        "names": lambda batch: batch["names"].append("b"),
+        "more.0.lengths": lambda batch: batch["more"][0]["lengths"].fill(0),
+        "rows.requires_grad": lambda batch: batch["rows"].requires_grad_() is None,
+    }
+    for where, spoil in spoilt.items():
+        message = rf"batched: a test changed its batch \({where}\);"
+        with pytest.raises(ClaimError, match=message), subject.proven_unchanged():
             subject.run(spoil)
         assert torch.equal(rows, torch.ones(2, 3))
+        assert lengths.tolist() == [1, 1]
+        assert not rows.requires_grad
         assert subject.run(lambda batch: batch["names"]) == ["a"]
+
+
+def test_an_array_is_held_as_a_tensor_is():
+    rows = np.ones((2, 3))
+    subject = ModelSubject("of arrays", {"model": nn.Linear(3, 2)}, {"rows": rows}, solves_the_task=lambda: True)
+    with pytest.raises(ClaimError, match="of arrays: a test changed its rows;"), subject.proven_unchanged():
+        subject.run(lambda rows: rows.fill(0))
+    assert rows.tolist() == [[1, 1, 1], [1, 1, 1]]
+
+
+def test_that_data_now_asks_for_gradients_is_named():
+    rows = torch.ones(2, 3)
+    subject = ModelSubject("of rows", {"model": nn.Linear(3, 2)}, {"rows": rows}, solves_the_task=lambda: True)
+    with pytest.raises(ClaimError, match=r"changed its rows \(requires_grad\);"), subject.proven_unchanged():
+        subject.run(lambda rows: rows.requires_grad_() is None)
+    assert not rows.requires_grad
+
+
+def test_a_model_that_learns_its_statistics_when_it_is_read_is_named_with_the_way_out(rows):
+    def read(model, rows):
+        return model(rows).sum().item()
+
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    subject = ModelSubject("training", {"model": model}, {"rows": rows}, solves_the_task=lambda: True)
+    hint = r"changed its weights \(1.running_mean; its module is in training mode, call .eval\(\)\); a test must"
+    with pytest.raises(ClaimError, match=hint), subject.proven_unchanged():
+        subject.run(read)
+    with pytest.raises(ClaimError, match=r"weights \(1.weight\); a test must"), subject.proven_unchanged():
+        model[1].weight.data.add_(1)  # which no mode changes
+
+
+def test_the_result_of_an_analysis_that_changed_the_model_is_not_kept(subject):
+    """Else the next claim that runs it would not be seen to change the model."""
+
+    def spoil(model):
+        model[0].bias.data.add_(1)
+        return 0.0
+
+    for _ in range(2):
+        with pytest.raises(ClaimError, match=r"changed its weights \(0.bias\)"), subject.proven_unchanged():
+            subject.run(spoil)
 
 
 class Counting(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,10 @@ def outputs(model, rows, *, layer=0):
             {"models": {"model": nn.LazyLinear(2)}},
             "mine: its model 'model' has weights without values; run it once before",
         ),
+        (
+            {"models": {"model": nn.LazyBatchNorm1d(affine=False)}},  # buffers alone
+            "mine: its model 'model' has weights without values; run it once before",
+        ),
         ({"data": torch.ones(3)}, 'mine: data is a value of type Tensor; give a dict, such as {"tokens": tokens}'),
         (
             {"data": {0: torch.ones(3)}},
@@ -82,6 +88,78 @@ def outputs(model, rows, *, layer=0):
 )
 def test_what_a_subject_cannot_be_made_of(given, message):
     assert one_line(lambda: made(**given)) == message
+
+
+def test_a_record_has_no_value_that_JSON_has_not():
+    message = one_line(lambda: made(record={"config": {"rate": float("nan")}}))
+    assert message.startswith("mine: config of its record: Out of range float values are not JSON compliant")
+    assert message.endswith("; give plain values that JSON has")
+
+
+def nested(layout=torch.strided):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a prototype, torch says
+        return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=layout)
+
+
+def sparse_rows():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # in beta state, torch says
+        return torch.eye(3).to_sparse_csr()
+
+
+def with_buffer(value):
+    model = nn.Sequential(nn.Linear(3, 2))
+    model[0].register_buffer("part", value)
+    return {"model": model}
+
+
+def with_sparse_gradient():
+    model = nn.Embedding(3, 2, sparse=True)
+    model(torch.tensor([1])).sum().backward()
+    return {"model": model}
+
+
+NO_PLAIN_TENSOR = {
+    "sparse data": (
+        lambda: {"data": {"rows": torch.eye(3).to_sparse()}},
+        "mine: its 'rows' is a sparse tensor; make it dense, as .to_dense() does",
+    ),
+    "sparse data in rows": (
+        lambda: {"data": {"batch": {"rows": [sparse_rows()]}}},
+        "mine: its 'batch' has a sparse tensor (rows.0); make it dense, as .to_dense() does",
+    ),
+    "nested data": (
+        lambda: {"data": {"rows": nested()}},
+        "mine: its 'rows' is a nested tensor; give a list of tensors, as .unbind() does",
+    ),
+    "jagged data": (
+        lambda: {"data": {"rows": nested(torch.jagged)}},
+        "mine: its 'rows' is a nested tensor; give a list of tensors, as .unbind() does",
+    ),
+    "data without values": (
+        lambda: {"data": {"rows": torch.ones(3, device="meta")}},
+        "mine: its 'rows' is a tensor on the meta device, which has no values; load them onto the CPU",
+    ),
+    "a model without values": (
+        lambda: {"models": {"model": nn.Sequential(nn.Linear(3, 2, device="meta"))}},
+        "mine: its 'model' has a tensor on the meta device (0.weight), which has no values; load them onto the CPU",
+    ),
+    "a sparse buffer": (
+        lambda: {"models": with_buffer(torch.eye(3).to_sparse())},
+        "mine: its 'model' has a sparse tensor (0.part); make it dense, as .to_dense() does",
+    ),
+    "a sparse gradient": (
+        lambda: {"models": with_sparse_gradient()},
+        "mine: its 'model' has a sparse tensor (weight.grad); make it dense, as .to_dense() does",
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "message"), NO_PLAIN_TENSOR.values(), ids=NO_PLAIN_TENSOR)
+def test_a_tensor_that_cannot_be_compared_is_refused(given, message):
+    """Torch refuses them in many lines, and only when something is compared."""
+    assert one_line(lambda: made(**given())) == message
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,9 @@ from nopos.subjects.controls import NO_BOS, RELAY, TWO_BACK, UNTRAINED, referenc
 from nopos.subjects.subject import Subject
 
 ATTN_OUT = hook_point(1, "attn_out")
+CHANGED = (
+    r"reference: a test changed its weights \(unembed.b_U\) and tokens and hooks \(model.hook_embed._forward_hooks"
+)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +185,7 @@ def test_a_change_is_found_named_and_mended():
             subject.model.add_hook("hook_embed", lambda activation, hook: activation * 0)
             subject.tokens[0, 5] = 9
 
-    with pytest.raises(ClaimError, match="reference: a test changed its weights and tokens and hooks"):
+    with pytest.raises(ClaimError, match=CHANGED):
         spoil()
     assert subject.loss == loss
     with subject.proven_unchanged():
