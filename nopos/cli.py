@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     seeds.add_argument("--seeds", metavar="A-B", help="a range of seeds, both ends included")
     train.add_argument("--precision", metavar="P", help="of matrix products: full, or bfloat16, faster and less exact")
     train.add_argument("--device", metavar="D", help="cpu or cuda (default: CUDA where there is one)")
+    train.add_argument("--kernel", metavar="K", help="fused or torch (default: fused where it can be compiled)")
     train.add_argument("--out", type=Path, metavar="DIR", help="where the models go (default: the cache)")
     train.set_defaults(run=_train)
 
@@ -150,7 +151,9 @@ def _train(options: argparse.Namespace) -> int:
     if options.out is not None:
         files.require_writable(options.out)
     code = OK
-    for seed, trained in zip(seeds, cache.load_or_train_each(recipe, seeds, device), strict=True):
+    for seed, trained in zip(
+        seeds, cache.load_or_train_each(recipe, seeds, device, kernel=options.kernel), strict=True
+    ):
         if isinstance(trained, TrainingError):
             print(f"nopos: {trained}", file=sys.stderr, flush=True)
             code = UNEXPECTED

@@ -13,11 +13,13 @@ import torch
 
 from nopos.environment import environment
 from nopos.model.recipes import Precision
+from nopos.training import fused
 from nopos.training.linear import linear
 
 
 def facts(device: torch.device) -> dict[str, Any]:
     """What the ledger says of machine and software, and what speed depends on besides."""
+    reason = fused.why_not(device, "full")
     return {
         **environment(),
         "date": time.strftime("%Y-%m-%d"),
@@ -25,6 +27,7 @@ def facts(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "kernel": "fused" if reason is None else f"torch ({reason})",
     }
 
 

@@ -10,7 +10,7 @@ def table(result: dict[str, Any]) -> list[str]:
     known, peaks = result["environment"], result["peak_flops_per_second"]
     lines = [
         f"{known['processor']}, {known['cpus']} CPUs, device {known['device']}, torch {known['versions']['torch']}, "
-        f"{known['threads']} threads, {known['cpu_capability']}",
+        f"{known['threads']} threads, {known['cpu_capability']}, kernel {known['kernel']}",
         f"peak of matrix products: {peaks['full'] / 1e9:.0f} GFLOP/s, in bfloat16 {peaks['bfloat16'] / 1e9:.0f}",
         "",
         f"{'engine':<34}{'batch':>6}{'step':>10}{'tokens/s':>11}{'models/min':>12}{'GFLOP/s':>9}{'of peak':>9}"

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-import platformdirs
 import torch
 from filelock import FileLock, Timeout
 
+from nopos.environment import cache_folder
 from nopos.errors import CheckpointError, DamagedCacheEntry, StorageError, TrainingError
 from nopos.model.config import content_hash, overrides, require_seed
 from nopos.model.recipes import Recipe
 from nopos.storage import checkpoints, files
 from nopos.storage.checkpoints import Checkpoint
-from nopos.training import trainer
+from nopos.training import fused, trainer
+from nopos.training.fused import Kernel
 
 
 def load_or_train(recipe: Recipe, seed: int, device: torch.device) -> Checkpoint:
@@ -36,32 +36,39 @@ def load_or_train(recipe: Recipe, seed: int, device: torch.device) -> Checkpoint
 
 
 def load_or_train_each(
-    recipe: Recipe, seeds: Sequence[int], device: torch.device
+    recipe: Recipe, seeds: Sequence[int], device: torch.device, *, kernel: str | None = None
 ) -> Iterator[Checkpoint | TrainingError]:
     """Each distinct seed's model from the cache, or trained and put there; in place of one that diverged, its error.
 
     Models are trained as many together as the machine takes, and saved as soon as those beside them are done: what a
     killed run had saved, the next one finds.
 
+    Args:
+        recipe: of all of them.
+        seeds: one for each.
+        device: where they are trained.
+        kernel: that trains them, `fused` or `torch`; the fused one where it can if it is None.
+
     Raises:
-        ConfigError: a seed is not one.
+        ConfigError: a seed is not one, or the kernel cannot train there.
         StorageError: the cache folder cannot be written.
         TrainingError: memory ran out.
     """
     seeds = list(dict.fromkeys(seeds))  # nobody waits for a lock of one's own
-    for chunk in trainer.chunks(recipe.model, recipe.train, seeds, device):
-        yield from _load_or_train_together(recipe, chunk, device)
+    chosen = fused.chosen(device, recipe.train.precision, kernel)
+    for chunk in trainer.chunks(recipe.model, recipe.train, seeds, device, chosen):
+        yield from _load_or_train_together(recipe, chunk, device, chosen)
 
 
 def _load_or_train_together(
-    recipe: Recipe, seeds: Sequence[int], device: torch.device
+    recipe: Recipe, seeds: Sequence[int], device: torch.device, kernel: Kernel
 ) -> list[Checkpoint | TrainingError]:
     """Processes that want the same model wait for the one that trains it.
 
     Where the lock does nothing they each train, which is slow but right: the name of an entry holds the digest of its
     weights, so no two writers share a file.
     """
-    folder, entries = cache_folder(), {seed: _entry_name(recipe, seed, device) for seed in seeds}
+    folder, entries = cache_folder(), {seed: _entry_name(recipe, seed, device, kernel) for seed in seeds}
     found: dict[int, Checkpoint | TrainingError] = {}
     damage: list[str] = []
 
@@ -82,7 +89,7 @@ def _load_or_train_together(
                 locks.enter_context(_Lock(folder / f"{entries[seed]}.lock"))
                 _sweep(folder, entries[seed])
             missing = look(missing)
-            trained = checkpoints.train_together(recipe, missing, device) if missing else []
+            trained = checkpoints.train_together(recipe, missing, device, kernel=kernel) if missing else []
             for seed, result in zip(missing, trained, strict=True):
                 if look([seed]):  # where the lock does nothing another may have been quicker
                     found[seed] = result if isinstance(result, TrainingError) else _put(folder, entries[seed], result)
@@ -105,18 +112,13 @@ def _put(folder: Path, entry: str, trained: Checkpoint) -> Checkpoint:
 
 def forget(recipe: Recipe, seed: int, device: torch.device) -> None:
     """Remove a model from the cache, so that the next `load_or_train` trains."""
-    for manifest in cache_folder().glob(f"{_entry_name(recipe, seed, device)}-*.json"):
+    kernel = fused.chosen(device, recipe.train.precision)
+    for manifest in cache_folder().glob(f"{_entry_name(recipe, seed, device, kernel)}-*.json"):
         manifest.unlink(missing_ok=True)  # the commit record first
         manifest.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
-def cache_folder() -> Path:
-    """`NOPOS_CACHE_DIR`, or the user's cache folder for nopos."""
-    named = os.environ.get("NOPOS_CACHE_DIR")
-    return Path(named) if named else Path(platformdirs.user_cache_dir("nopos"))
-
-
-def _entry_name(recipe: Recipe, seed: int, device: torch.device) -> str:
+def _entry_name(recipe: Recipe, seed: int, device: torch.device, kernel: Kernel) -> str:
     """Holds all that decides the weights, the sources that training runs too: a broken trainer cannot hide here."""
     key = {
         "model": overrides(recipe.model),
@@ -124,6 +126,7 @@ def _entry_name(recipe: Recipe, seed: int, device: torch.device) -> str:
         "torch": torch.__version__,
         "device": device.type,
         "sources": checkpoints.sources_hash(),
+        **checkpoints.deciding_bits(device, kernel),
     }
     require_seed(seed)
     return f"{recipe.name}-{seed}-{content_hash(key)}"

@@ -22,12 +22,14 @@ from nopos.model.parameters import parameters_of
 from nopos.model.recipes import RECIPES, Recipe, TrainConfig
 from nopos.storage import files, tensor_files
 from nopos.storage.state_dicts import config_shown_by
-from nopos.training import trainer
+from nopos.training import fused, trainer
+from nopos.training.fused import Kernel
 
 _PACKAGE = Path(__file__).parents[1]
 _TRAINING_SOURCES = (
     "model/config.py", "model/recipes.py", "model/data.py", "model/parameters.py",
-    "training/ensemble.py", "training/linear.py", "training/optimizer.py", "training/trainer.py",
+    "training/compiled.py", "training/ensemble.py", "training/fused.cpp", "training/fused.py", "training/linear.py",
+    "training/optimizer.py", "training/trainer.py",
 )  # fmt: skip
 
 
@@ -61,7 +63,15 @@ class Checkpoint:
         known = RECIPES.get(self.recipe, Recipe(name=self.recipe, model=self.config, train=self.train))
         changed = changes(self.config, known.model) | changes(self.train, known.train)
         but = "".join(f", but {name} {value}" for name, value in changed.items())
-        return f"recipe {self.recipe}{but}, seed {self.seed}"
+        return f"recipe {self.recipe}{but}, seed {self.seed}{_by_kernel(self.made_with or {})}"
+
+
+def _by_kernel(made_with: Mapping[str, Any]) -> str:
+    """By which kernel a model was trained, which decides its last bits; nothing where that was not written down."""
+    kernel, threads = made_with.get("kernel"), made_with.get("threads")
+    if kernel is None:
+        return ""
+    return f", kernel {kernel}" + (f" with {threads} threads" if threads is not None else "")
 
 
 def load(path: Path) -> Checkpoint:
@@ -126,7 +136,9 @@ def save(checkpoint: Checkpoint, weights: Path) -> None:
 
 
 def train(recipe: Recipe, seed: int, device: torch.device) -> Checkpoint:
-    """Train a model from scratch. On a CPU the same recipe, seed, torch and threads give the same model.
+    """Train a model from scratch. On a CPU the same recipe, seed, torch and kernel give the same model.
+
+    The fused kernel gives it with any number of threads, torch's with the same number.
 
     Raises:
         ConfigError: the seed is not one.
@@ -138,28 +150,44 @@ def train(recipe: Recipe, seed: int, device: torch.device) -> Checkpoint:
     return trained
 
 
-def train_together(recipe: Recipe, seeds: Sequence[int], device: torch.device) -> list[Checkpoint | TrainingError]:
+def train_together(
+    recipe: Recipe, seeds: Sequence[int], device: torch.device, *, kernel: str | None = None
+) -> list[Checkpoint | TrainingError]:
     """Train a model of each seed from scratch, all at once; in place of one whose loss stopped being finite, an error.
 
+    Args:
+        recipe: of all of them.
+        seeds: one for each.
+        device: where they are trained.
+        kernel: that trains them, `fused` or `torch`; the fused one where it can if it is None.
+
     Raises:
-        ConfigError: a seed is not one.
+        ConfigError: a seed is not one, or the kernel cannot train there.
         TrainingError: memory ran out.
     """
     start = time.perf_counter()
     label = f"training {recipe.name}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
-    members = trainer.train(recipe.model, recipe.train, seeds, device, label=label)
-    seconds = time.perf_counter() - start
-    return [_trained(recipe, member, device, seconds=seconds, together=len(seeds)) for member in members]
+    chosen = fused.chosen(device, recipe.train.precision, kernel)
+    members = trainer.train(recipe.model, recipe.train, seeds, device, label=label, kernel=chosen)
+    made_with = {"seconds": round(time.perf_counter() - start, 1), "together": len(seeds)}
+    made_with |= deciding_bits(device, chosen)
+    return [_trained(recipe, member, device, made_with) for member in members]
+
+
+def deciding_bits(device: torch.device, kernel: Kernel) -> dict[str, Any]:
+    """What decides the last bits of weights beside recipe, seed, torch, device and sources."""
+    on_threads = device.type == "cpu" and kernel == "torch"
+    return {"kernel": kernel} | ({"threads": torch.get_num_threads()} if on_threads else {})
 
 
 def _trained(
-    recipe: Recipe, member: trainer.Member, device: torch.device, *, seconds: float, together: int
+    recipe: Recipe, member: trainer.Member, device: torch.device, made_with: Mapping[str, Any]
 ) -> Checkpoint | TrainingError:
     name = f"training {recipe.name}, seed {member.seed}"
     if member.failure is not None:
         return TrainingError(f"{name}: {member.failure}; nothing was saved")
     parameters = parameters_of(member.parameters, recipe.model, where=name)
-    return made_here(recipe, member.seed, parameters, member.losses, device, seconds=seconds, together=together)
+    return made_here(recipe, member.seed, parameters, member.losses, device, made_with)
 
 
 def made_here(
@@ -168,9 +196,7 @@ def made_here(
     parameters: Mapping[str, Float[Tensor, ...]],
     losses: Sequence[float],
     device: torch.device,
-    *,
-    seconds: float,
-    together: int = 1,
+    made_with: Mapping[str, Any],
 ) -> Checkpoint:
     """A checkpoint of weights that this process trained, with what they were made with."""
     made_with = {
@@ -179,8 +205,7 @@ def made_here(
         "python": platform.python_version(),
         "device": device.type,
         "sources": sources_hash(),
-        "seconds": round(seconds, 1),
-        "together": together,
+        **made_with,
     }
     return Checkpoint(
         config=recipe.model, parameters=dict(parameters), sha256=files.sha256(tensor_files.serialise(parameters)),

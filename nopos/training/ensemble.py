@@ -28,6 +28,8 @@ from torch import Tensor
 from nopos.model.config import LAYER_NORM_EPS, ModelConfig
 from nopos.model.data import targets
 from nopos.model.recipes import Precision
+from nopos.training import fused
+from nopos.training.fused import Kernel
 from nopos.training.linear import linear
 
 Stacked = Mapping[str, Float[Tensor, "model ..."]]
@@ -69,6 +71,7 @@ def gradients(
     target_offset: int = 1,
     shuffled: bool = False,
     precision: Precision = "full",
+    kernel: Kernel = "torch",
 ) -> tuple[Float[Tensor, " model"], dict[str, Float[Tensor, "model ..."]]]:
     """Each model's mean loss in nats on its own tokens, and the gradient of that loss by parameter.
 
@@ -76,10 +79,31 @@ def gradients(
     """
     parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
     made = _weights(config, parameters)
+    wanted = targets(tokens, target_offset=target_offset, shuffled=shuffled)
+    if kernel == "fused":
+        losses, of_weights = fused.losses_and_gradients(
+            config, made, tokens, wanted, products_act=_products_act(config)
+        )
+    else:
+        losses, of_weights = _losses_and_gradients(config, made, tokens, wanted, precision=precision)
+    of_parameters = torch.autograd.grad(
+        list(made.values()), list(parameters.values()), list(of_weights.values()), materialize_grads=True
+    )
+    return losses, dict(zip(parameters, of_parameters, strict=True))
+
+
+def _losses_and_gradients(
+    config: ModelConfig,
+    made: Mapping[str, Tensor],
+    tokens: Int[Tensor, "model batch pos"],
+    wanted: Int[Tensor, "model batch predicted"],
+    *,
+    precision: Precision,
+) -> tuple[Float[Tensor, " model"], dict[str, Tensor]]:
+    """Each model's mean loss, and its gradient by each weight, in parts of the batch."""
     weights = {name: value.detach().requires_grad_() for name, value in made.items()}
     _, batch, pos = tokens.shape
     of_parts, of_weights = list[Tensor](), list[tuple[Tensor, ...]]()
-    wanted = targets(tokens, target_offset=target_offset, shuffled=shuffled)
     count = parts(batch, pos, tokens.device, precision)
     for part, part_wanted in zip(tokens.tensor_split(count, dim=1), wanted.tensor_split(count, dim=1), strict=True):
         share = part.shape[1] / batch
@@ -87,8 +111,7 @@ def gradients(
         of_weights.append(torch.autograd.grad(part_losses.sum(), list(weights.values())))
         of_parts.append(part_losses.detach())
     summed = [sum(each[1:], start=each[0]) for each in zip(*of_weights, strict=True)]
-    of_parameters = torch.autograd.grad(list(made.values()), list(parameters.values()), summed, materialize_grads=True)
-    return sum(of_parts[1:], start=of_parts[0]), dict(zip(parameters, of_parameters, strict=True))
+    return sum(of_parts[1:], start=of_parts[0]), dict(zip(weights, summed, strict=True))
 
 
 def _losses(
@@ -218,10 +241,13 @@ def _of_each_token(
 ) -> dict[str, Tensor]:
     """Tables of every token's query, key and value in place of the weights that make them."""
     read = _normalized(W_E)
-    tables = {"k": read} if _products_act(config) else {}
-    for name in [name for name in "qkv" if name not in tables]:
-        tables[name] = torch.baddbmm(attention.pop(f"{name}.b")[:, None], read, attention.pop(f"{name}.W"))
-    return attention | tables
+    tables = {
+        name: read
+        if name == "k" and _products_act(config)
+        else torch.baddbmm(attention[f"{name}.b"][:, None], read, attention[f"{name}.W"])
+        for name in "qkv"
+    }
+    return tables | {name: value for name, value in attention.items() if name.startswith("o.")}
 
 
 def _knows_only_tokens(config: ModelConfig, layer: int) -> bool:

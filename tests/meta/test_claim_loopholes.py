@@ -282,7 +282,9 @@ def test_a_model_is_trained_again_only_when_asked(run, own_cache, monkeypatch, t
     trained = []
     real = checkpoints.train_together
     monkeypatch.setitem(recipes.RECIPES, "tiny", tiny_recipe)
-    monkeypatch.setattr(checkpoints, "train_together", lambda *arguments: trained.append(1) or real(*arguments))
+    monkeypatch.setattr(
+        checkpoints, "train_together", lambda *arguments, **by: trained.append(1) or real(*arguments, **by)
+    )
     run(GOOD, "--nopos-recipe=tiny")
     run(GOOD, "--nopos-recipe=tiny", *options)
     assert len(trained) == trainings

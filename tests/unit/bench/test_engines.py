@@ -8,6 +8,7 @@ import torch
 from nopos.bench import engines
 from nopos.model.config import ModelConfig
 from nopos.model.recipes import NOTEBOOK
+from nopos.training import fused
 
 CPU = torch.device("cpu")
 
@@ -16,7 +17,10 @@ def test_the_notebooks_loop_comes_first_and_every_loop_is_there():
     every = engines.engines(CPU)
     assert (every[0].loop, every[0].recipe) == ("bridge", NOTEBOOK)
     assert {engine.loop for engine in every} == {"bridge", "reference", "fast"}
-    assert [engine.members for engine in every if engine.recipe.name == "sprint"] == [1, 4, 16]
+    of_sprint = [engine for engine in every if engine.recipe.name == "sprint"]
+    assert [engine.members for engine in of_sprint if engine.kernel is None] == [1, 4, 16]
+    by_torch = [engine.members for engine in of_sprint if engine.kernel == "torch"]
+    assert by_torch == ([1, 16] if fused.chosen(CPU, "full") == "fused" else [])
     on_cuda = engines.engines(torch.device("cuda"))
     assert [engine.members for engine in on_cuda if engine.recipe.name == "sprint"] == [1, 4, 16, 64, 256]
 
@@ -40,8 +44,11 @@ def test_the_bridge_is_the_notebooks_model_but_for_the_bias_that_it_lacks():
 
 
 def test_all_members_of_a_population_are_trained(monkeypatch, tiny_recipe):
+    """Twice with one step, whose time is the set-up's, and then with one more than are timed."""
     trained = []
     monkeypatch.setattr(engines.trainer, "members_at_once", lambda *_: 2)
-    monkeypatch.setattr(engines.trainer, "train", lambda model, train, seeds, *_, **__: trained.append(list(seeds)))
+    monkeypatch.setattr(
+        engines.trainer, "train", lambda model, train, seeds, *_, **__: trained.append((train.steps, list(seeds)))
+    )
     engines.seconds_for(engines.Engine("five", tiny_recipe, "fast", 5), 3, "cpu")
-    assert trained == [[0, 1], [2, 3], [4]]
+    assert trained == [(steps, seeds) for steps in (1, 1, 4) for seeds in ([0, 1], [2, 3], [4])]

@@ -12,11 +12,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from nopos.environment import cache_folder
 from nopos.errors import DamagedCacheEntry, StorageError, TrainingError
 from nopos.storage import cache, checkpoints, tensor_files
-from nopos.storage.cache import cache_folder, forget, load_or_train, load_or_train_each
+from nopos.storage.cache import forget, load_or_train, load_or_train_each
 from nopos.storage.checkpoints import train
-from nopos.training import trainer
+from nopos.training import fused, trainer
 from tests.support.micro import same
 
 CPU = torch.device("cpu")
@@ -26,7 +27,7 @@ def test_training_that_diverges_is_an_error_and_nothing_is_cached(own_cache, tin
     wild = replace(tiny_recipe, train=replace(tiny_recipe.train, steps=20, peak_lr=1e30))
     with pytest.raises(TrainingError, match=r"training tiny, seed 0: the loss is (nan|inf) at step \d+"):
         load_or_train(wild, 0, CPU)
-    assert [path for path in own_cache.iterdir() if path.suffix != ".lock"] == []
+    assert [path for path in own_cache.iterdir() if path.suffix != ".lock" and path.name != "kernels"] == []
 
 
 def test_the_cache_is_where_the_environment_says(own_cache, monkeypatch):
@@ -53,8 +54,24 @@ def test_what_decides_the_weights_decides_the_entry(own_cache, tiny_recipe, monk
     monkeypatch.setattr(checkpoints, "sources_hash", lambda: "other sources")
     load_or_train(tiny_recipe, 0, CPU)
     assert len(list(own_cache.glob("*.json"))) == 5
-    cuda = torch.device("cuda")
-    assert cache._entry_name(tiny_recipe, 0, cuda) != cache._entry_name(tiny_recipe, 0, CPU)
+    names = {
+        cache._entry_name(tiny_recipe, 0, device, kernel)
+        for device in (CPU, torch.device("cuda"))
+        for kernel in ("fused", "torch")
+    }
+    assert len(names) == 4
+
+
+def test_the_number_of_threads_decides_the_entry_where_it_decides_the_bits(own_cache, tiny_recipe, monkeypatch):
+    def names(kernel):
+        found = set()
+        for threads in (1, 2):
+            monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+            found.add(cache._entry_name(tiny_recipe, 0, CPU, kernel))
+        return found
+
+    assert len(names("fused")) == 1
+    assert len(names("torch")) == 2
 
 
 def test_every_source_that_training_runs_is_in_the_key():
@@ -67,7 +84,7 @@ def test_every_source_that_training_runs_is_in_the_key():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     packages = ["model.py", "storage.py", "training.py"]
     storage = ["checkpoints.py", "files.py", "state_dicts.py", "tensor_files.py"]
-    no_part_of_training = ["errors.py", *packages, *(f"storage/{name}" for name in storage)]
+    no_part_of_training = ["environment.py", "errors.py", *packages, *(f"storage/{name}" for name in storage)]
     assert result.stdout.strip() == str(sorted(no_part_of_training))
 
 
@@ -123,13 +140,13 @@ def test_an_entry_that_is_being_written_again_is_left_alone(own_cache, tiny_reci
         return real(weights)
 
     monkeypatch.setattr(checkpoints, "load", vanish_first)
-    name = cache._entry_name(tiny_recipe, 0, CPU)
+    name = cache._entry_name(tiny_recipe, 0, CPU, fused.chosen(CPU, "full"))
     assert cache._cached(own_cache, name) == (None, [])
     assert len(list(own_cache.glob("*.safetensors"))) == 1
 
 
 def test_a_folder_where_the_lock_should_be_is_one_line(own_cache, tiny_recipe):
-    (own_cache / f"{cache._entry_name(tiny_recipe, 0, CPU)}.lock").mkdir(parents=True)
+    (own_cache / f"{cache._entry_name(tiny_recipe, 0, CPU, fused.chosen(CPU, 'full'))}.lock").mkdir(parents=True)
     with pytest.raises(StorageError, match="cannot be locked"):
         load_or_train(tiny_recipe, 0, CPU)
 
@@ -161,7 +178,7 @@ if sys.argv[1] == "without a lock":
     cache._Lock.__enter__ = cache._Lock.__exit__ = lambda self, *exception: None
 trained = []
 real = checkpoints.train_together
-checkpoints.train_together = lambda *arguments: trained.append(1) or real(*arguments)
+checkpoints.train_together = lambda *arguments, **by: trained.append(1) or real(*arguments, **by)
 sys.stdin.readline()
 recipe = Recipe(name="tiny", model=ModelConfig(), train=TrainConfig(steps=20, batch_size=8))
 found = cache.load_or_train(recipe, 0, torch.device("cpu"))
@@ -227,7 +244,9 @@ def test_only_what_is_missing_is_trained(own_cache, tiny_recipe, two_at_once, mo
     asked = []
     real = checkpoints.train_together
     monkeypatch.setattr(
-        checkpoints, "train_together", lambda recipe, seeds, device: asked.append(seeds) or real(recipe, seeds, device)
+        checkpoints,
+        "train_together",
+        lambda recipe, seeds, *on, **by: asked.append(seeds) or real(recipe, seeds, *on, **by),
     )
     list(load_or_train_each(tiny_recipe, range(4), CPU))
     assert asked == [[0], [2, 3]]
@@ -277,7 +296,7 @@ import os, pathlib, signal, sys, torch
 from nopos.storage import cache
 from nopos.model.config import ModelConfig
 from nopos.model.recipes import Recipe, TrainConfig
-from nopos.training import trainer
+from nopos.training import fused, trainer
 trainer.members_at_once = lambda *_: 2
 moment, renames, real = sys.argv[1], 0, pathlib.Path.replace
 def replace(self, target):

@@ -72,7 +72,7 @@ def test_over_200_steps_in_float64_losses_and_weights_are_the_reference_loops(mi
     settings = TrainConfig(steps=200, batch_size=16, peak_lr=3e-3, warmup_steps=20, stream="own", **changes)
     theirs = NoPosTransformer(model, in_float64(model, 1))
     expected = reference.train(theirs, settings, training_batches(model, settings, 1), label="reference")
-    ours = trainer.train(model, settings, [0, 1, 2], CPU, label="fast")[1]
+    ours = trainer.train(model, settings, [0, 1, 2], CPU, label="fast", kernel="torch")[1]
     assert max(abs(one - other) for one, other in zip(ours.losses, expected, strict=True)) < EXACT
     for name, value in theirs.parameter_tensors().items():
         assert (ours.parameters[name] - value).abs().max() < EXACT, name
@@ -186,10 +186,12 @@ def test_what_cannot_be_trained_is_refused(micro):
     assert trainer.train(micro, TrainConfig(), [], CPU, label="micro") == []
 
 
-def test_on_a_cpu_as_many_train_together_as_the_cache_takes():
+def test_on_a_cpu_as_many_train_together_as_the_cache_takes_or_was_found_fastest():
     sprint = TrainConfig(batch_size=32)
-    assert trainer.members_at_once(ModelConfig(), sprint, CPU) == ensemble.CACHED_ROWS // (32 * 50) == 3
-    assert trainer.members_at_once(ModelConfig(), NOTEBOOK.train, CPU) == 1
+    assert trainer.members_at_once(ModelConfig(), sprint, CPU, "torch") == ensemble.CACHED_ROWS // (32 * 50) == 3
+    assert trainer.members_at_once(ModelConfig(), sprint, CPU, "fused") == trainer.FUSED_ROWS // (32 * 50) == 8
+    for kernel in ("torch", "fused"):
+        assert trainer.members_at_once(ModelConfig(), NOTEBOOK.train, CPU, kernel) == 1
 
 
 def test_what_cannot_fit_is_refused_before_any_work(monkeypatch):
@@ -250,7 +252,7 @@ def test_on_cuda_as_many_train_together_as_fit_what_is_free_and_what_torch_keeps
     one = trainer.bytes_needed(ModelConfig(), sprint, cuda, members=1)
     for free, kept, members in ((0, 0, 1), (10 * one, 0, 8), (5 * one, 5 * one, 8), (10**6 * one, 0, 256)):
         reported.update(free=free, reserved=kept + 7, allocated=7)
-        assert trainer.members_at_once(ModelConfig(), sprint, cuda) == members
+        assert trainer.members_at_once(ModelConfig(), sprint, cuda, "torch") == members
     reported.update(free=one - 1, reserved=0, allocated=0)
     with pytest.raises(TrainingError, match="needs about"):
         trainer.require_memory(ModelConfig(), sprint, cuda, members=1, label="one")

@@ -1,0 +1,172 @@
+"""The library is compiled once, kept where only its user can write, and loaded only as it was compiled."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nopos.training import compiled
+
+WITH_COMPILER = next((name for name in compiled.COMPILERS if shutil.which(name)), None)
+ON_X86 = (platform.system(), platform.machine()) == ("Linux", "x86_64")
+pytestmark = pytest.mark.skipif(WITH_COMPILER is None or not ON_X86, reason="no kernel can be compiled here")
+
+TRIVIAL = 'extern "C" int answer() { return 42; }\n'
+
+
+@pytest.fixture
+def library(own_cache, tmp_path, monkeypatch):
+    """Compile a trivial source in a cache of the test's own, anew at each call."""
+    source = tmp_path / "trivial.cpp"
+    source.write_text(TRIVIAL)
+    monkeypatch.setattr(compiled, "SOURCE", source)
+
+    def compile_it():
+        compiled.library.cache_clear()
+        return compiled.library()
+
+    yield compile_it
+    compiled.library.cache_clear()
+
+
+def libraries(own_cache):
+    return sorted((own_cache / "kernels").glob("*.so"))
+
+
+def test_it_is_compiled_once_and_kept_for_its_user_alone(library, own_cache, monkeypatch):
+    assert library().answer() == 42
+    (path,) = libraries(own_cache)
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(compiled, "_compile", None)  # calling it would fail
+    assert library().answer() == 42
+
+
+def test_another_source_is_another_library(library, own_cache):
+    library()
+    compiled.SOURCE.write_text(TRIVIAL.replace("42", "43"))
+    assert library().answer() == 43
+    assert len(libraries(own_cache)) == 2
+
+
+def test_nothing_is_left_beside_the_library(library, own_cache):
+    library()
+    left = {each.suffix for each in (own_cache / "kernels").iterdir()}
+    assert left == {".so", ".sha256", ".lock"}
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"no library"), lambda path: path.unlink()])
+def test_a_library_that_is_not_as_it_was_compiled_is_compiled_again(library, own_cache, damage):
+    """In a process of its own, since one that has loaded a library keeps it."""
+    code = f"""
+import json, sys
+from pathlib import Path
+from nopos.training import compiled
+compiled.SOURCE = Path({str(compiled.SOURCE)!r})
+print(json.dumps(compiled.library().answer()))
+"""
+    environment = os.environ | {"NOPOS_CACHE_DIR": str(own_cache)}
+
+    def answer():
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+        return json.loads(ran.stdout)
+
+    assert answer() == 42
+    (path,) = libraries(own_cache)
+    damage(path)
+    assert answer() == 42
+    assert compiled._is_as_compiled(path)
+
+
+def test_a_library_without_its_hash_is_not_taken(library, own_cache):
+    library()
+    (path,) = libraries(own_cache)
+    path.with_suffix(".sha256").unlink()
+    assert not compiled._is_as_compiled(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (
+            lambda patch, folder: patch.setenv("PATH", ""),
+            r"^there is no C\+\+ compiler here \(c\+\+, g\+\+, clang\+\+\)$",
+        ),
+        (lambda patch, folder: patch.setattr(platform, "machine", lambda: "arm64"), "and this is Linux on arm64$"),
+        (lambda patch, folder: patch.setattr(platform, "system", lambda: "Darwin"), "and this is Darwin on x86_64$"),
+        (lambda patch, folder: compiled.SOURCE.write_text("no C++"), r"cannot compile it \(.*error.*\)$"),
+        (lambda patch, folder: patch.setattr(compiled, "FLAGS", ("-fno-such",)), r"cannot compile it \(.*\)$"),
+        (
+            lambda patch, folder: folder.chmod(0o777),
+            "kernels can be written by others; make it your own, by chmod 700$",
+        ),
+        (lambda patch, folder: (folder.rmdir(), folder.write_text("")), "kernels cannot be written"),
+    ],
+    ids=["no compiler", "another processor", "another system", "no C++", "a flag", "a folder of all", "no folder"],
+)
+def test_where_it_cannot_be_compiled_the_reason_is_a_phrase(library, own_cache, monkeypatch, spoil, reason):
+    folder = own_cache / "kernels"
+    folder.mkdir(mode=0o700, parents=True)
+    spoil(monkeypatch, folder)
+    with pytest.raises(compiled.NoLibraryError, match=reason):
+        library()
+    assert not folder.is_dir() or libraries(own_cache) == []
+
+
+SHAPES = """
+#include "{source}"
+#include <cstdio>
+#include <random>
+
+int main() {{
+    const Sizes shapes[] = {{
+        {{2, 9, 7, 1, 2, 1, 24, 24, 40, 11, 0, 1, 1, 2}},
+        {{1, 3, 5, 2, 3, 2, 30, 10, 37, 11, 0, 1, 0, 2}},
+        {{2, 2, 33, 1, 2, 3, 16, 5, 20, 7, 1, 0, 0, 1}},
+        {{1, 17, 20, 1, 1, 1, 17, 17, 33, 30, 1, 1, 1, 3}},
+    }};
+    std::mt19937 random(0);
+    for (const Sizes &sizes : shapes) {{
+        const Model model(sizes);
+        std::vector<std::vector<float>> weights, gradients;
+        std::vector<const float *> given;
+        std::vector<float *> made;
+        for (long numbers : model.numbers) {{
+            weights.emplace_back(sizes.models * numbers), gradients.emplace_back(sizes.models * numbers);
+            for (float &value : weights.back()) value = float(random() % 1000) / 1000 - 0.5f;
+        }}
+        for (auto &each : weights) given.push_back(each.data());
+        for (auto &each : gradients) made.push_back(each.data());
+        std::vector<int64_t> tokens(sizes.models * sizes.batch * sizes.pos);
+        std::vector<int64_t> wanted(sizes.models * sizes.batch * (sizes.pos - sizes.first));
+        for (auto *each : {{&tokens, &wanted}})
+            for (int64_t &token : *each) token = random() % sizes.d_vocab;
+        std::vector<float> work(workspace(&sizes)), losses(sizes.models);
+        losses_and_gradients(
+            &sizes, given.data(), tokens.data(), wanted.data(), work.data(), losses.data(), made.data());
+        for (float loss : losses) std::printf("%.3f\\n", loss);
+    }}
+}}
+"""
+
+
+@pytest.mark.slow
+def test_the_sanitisers_find_nothing(tmp_path):
+    """Addresses and undefined behaviour, on small shapes that fill no tile."""
+    source, program = tmp_path / "shapes.cpp", tmp_path / "shapes"
+    source.write_text(SHAPES.format(source=Path(compiled.__file__).with_name("fused.cpp")))
+    flags = [flag for flag in compiled.FLAGS if flag not in ("-O3", "-shared", "-fPIC")]
+    sanitise = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    subprocess.run([WITH_COMPILER, *flags, *sanitise, str(source), "-o", str(program)], check=True)
+    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
+    ran = subprocess.run([str(program)], capture_output=True, text=True, check=False, env=environment)
+    assert ran.stderr == ""
+    losses = [float(line) for line in ran.stdout.split()]
+    assert len(losses) == 6
+    assert all(0 < loss < 10 for loss in losses)
