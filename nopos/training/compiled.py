@@ -28,13 +28,28 @@ class NoLibraryError(Exception):
     """Why there is no library here, in a phrase."""
 
 
-@cache
 def library() -> ctypes.CDLL:
     """The library of this source, compiler and processor, compiled now if it has not been yet.
 
     Raises:
         NoLibraryError: another system or processor, no compiler, one that fails, or no folder of the user's own.
     """
+    found = loaded()
+    if isinstance(found, str):
+        raise NoLibraryError(found)
+    return found
+
+
+@cache
+def loaded() -> ctypes.CDLL | str:
+    """The library, or why there is none: looked for once in a process, since a compiler that fails takes seconds."""
+    try:
+        return _load()
+    except NoLibraryError as reason:
+        return str(reason)
+
+
+def _load() -> ctypes.CDLL:
     system, machine = platform.system(), platform.machine()
     if (system, machine) != ("Linux", "x86_64"):
         raise NoLibraryError(f"it is for Linux on x86_64, and this is {system} on {machine}")

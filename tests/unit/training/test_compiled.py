@@ -29,11 +29,11 @@ def library(own_cache, tmp_path, monkeypatch):
     monkeypatch.setattr(compiled, "SOURCE", source)
 
     def compile_it():
-        compiled.library.cache_clear()
+        compiled.loaded.cache_clear()
         return compiled.library()
 
     yield compile_it
-    compiled.library.cache_clear()
+    compiled.loaded.cache_clear()
 
 
 def libraries(own_cache):
@@ -46,6 +46,17 @@ def test_it_is_compiled_once_and_kept_for_its_user_alone(library, own_cache, mon
     assert path.parent.stat().st_mode & 0o777 == 0o700
     monkeypatch.setattr(compiled, "_compile", None)  # calling it would fail
     assert library().answer() == 42
+
+
+def test_a_compiler_that_fails_is_asked_once(library, monkeypatch):
+    asked, real = [], compiled._compile
+    monkeypatch.setattr(compiled, "_compile", lambda *arguments: asked.append(1) or real(*arguments))
+    compiled.SOURCE.write_text("no C++")
+    with pytest.raises(compiled.NoLibraryError, match="cannot compile it"):
+        library()
+    with pytest.raises(compiled.NoLibraryError, match="cannot compile it"):
+        compiled.library()
+    assert asked == [1]
 
 
 def test_another_source_is_another_library(library, own_cache):

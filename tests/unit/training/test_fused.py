@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from nopos.errors import ConfigError
@@ -23,6 +23,9 @@ OF_NORM = 1e-5
 OF_ROUNDING = 16.0
 """Or so many times as far as torch's own in float32 are, of the tensor that is furthest: in 400 shapes drawn like these
 the kernel's furthest was 0.2 to 4.5 times torch's, in the middle 1.0."""
+
+FROM_RELU = 3e-6
+"""Where no neuron is nearer to its ReLU, float32's rounding of some 1e-6 puts none on its other side."""
 
 REASON = fused.why_not(CPU, "full")
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"no kernel: {REASON}")
@@ -43,6 +46,22 @@ def results(config, stacked, tokens, kernel, **task):
     return {"losses": losses, **gradients}
 
 
+def nearest_to_its_relu(config, stacked, tokens):
+    """The smallest absolute value of what goes into a ReLU: rounding may put that neuron on the other side."""
+    in_double = {name: value.double() for name, value in stacked.items()}
+    given, through = [], ensemble._through
+
+    def noting(factors, name, read, *, relu=False):
+        if relu:
+            given.append(through(factors, name, read).abs().min().item())
+        return through(factors, name, read, relu=relu)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ensemble, "_through", noting)
+        ensemble.logits(config, in_double, tokens)
+    return min(given)
+
+
 def check_near(config, stacked, tokens, **task):
     in_double = {name: value.double() for name, value in stacked.items()}
     exact = results(config, in_double, tokens, "torch", **task)
@@ -60,7 +79,7 @@ SIZES = st.fixed_dictionaries(
         "d_head": st.integers(1, 40),
         "d_mlp": st.integers(1, 70),
         "d_vocab": st.integers(3, 70),
-        "n_ctx": st.integers(4, 40),
+        "n_ctx": st.integers(4, 20),
         "causal": st.booleans(),
         "positions": st.sampled_from(["none", "learned"]),
     }
@@ -70,7 +89,7 @@ SIZES = st.fixed_dictionaries(
 @given(
     sizes=SIZES,
     members=st.integers(1, 3),
-    batch=st.integers(2, 19),
+    batch=st.integers(2, 11),
     offset=st.integers(1, 3),
     shuffled=st.booleans(),
     bos=st.booleans(),
@@ -81,6 +100,7 @@ SIZES = st.fixed_dictionaries(
 def test_losses_and_gradients_are_those_of_the_readable_engine_in_float64(sizes, members, batch, offset, shuffled, bos):
     config = ModelConfig(**sizes)
     stacked, tokens = made(config, range(members), batch, bos=bos)
+    assume(nearest_to_its_relu(config, stacked, tokens) > FROM_RELU)
     check_near(config, stacked, tokens, target_offset=offset, shuffled=shuffled)
 
 
