@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -66,7 +67,7 @@ def _load_or_train_together(
     """Processes that want the same model wait for the one that trains it.
 
     Where the lock does nothing they each train, which is slow but right: the name of an entry holds the digest of its
-    weights, so no two writers share a file.
+    weights, so two writers of one file write the same. It is not read again then, since another may be writing.
     """
     folder, entries = cache_folder(), {seed: _entry_name(recipe, seed, device, kernel) for seed in seeds}
     found: dict[int, Checkpoint | TrainingError] = {}
@@ -107,7 +108,7 @@ def _sweep(folder: Path, entry: str) -> None:
 def _put(folder: Path, entry: str, trained: Checkpoint) -> Checkpoint:
     weights = folder / f"{entry}-{trained.sha256[:12]}.safetensors"
     checkpoints.save(trained, weights)
-    return checkpoints.load(weights)
+    return replace(trained, path=weights)
 
 
 def forget(recipe: Recipe, seed: int, device: torch.device) -> None:
