@@ -65,19 +65,23 @@ class Control:
         if not callable(build):
             kind = type(build).__name__
             raise ClaimError(f"control {self.name}: build is a value of type {kind}; give the function that makes it")
-        needed = [
-            name
-            for name, parameter in inspect.signature(build).parameters.items()
-            if parameter.default is parameter.empty and parameter.kind not in _TAKING_ANY
-        ]
-        if needed not in ([], ["subject"]):
-            raise ClaimError(f"control {self.name}: build asks for {', '.join(needed)}; it may ask for subject alone")
+        if self._needed not in ([], ["subject"]):
+            needed = ", ".join(self._needed)
+            raise ClaimError(f"control {self.name}: build asks for {needed}; it may ask for subject alone")
 
     @property
     def is_for_each_subject(self) -> bool:
         """Whether each subject under test has a model of its own made for it."""
-        parameter = inspect.signature(self.build).parameters.get("subject")
-        return parameter is not None and parameter.default is parameter.empty
+        return self._needed == ["subject"]
+
+    @property
+    def _needed(self) -> list[str]:
+        """The parameters without which the model cannot be made."""
+        return [
+            name
+            for name, parameter in inspect.signature(self.build).parameters.items()
+            if parameter.default is parameter.empty and parameter.kind not in _TAKING_ANY
+        ]
 
     def model_for(self, subject: Subject) -> Subject:
         """A model that the control stands for, beside this subject.

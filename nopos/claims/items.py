@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from operator import methodcaller
@@ -27,6 +27,13 @@ HIDDEN = methodcaller("errisinstance", ClaimError)
 def claim_of_item(item: pytest.Item) -> Claim | None:
     """The claim that a test is, if it is one; a method of a unittest.TestCase, which has no parameters, is none."""
     return claim_of(item.function) if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
+
+
+def claims_among(items: Iterable[pytest.Item]) -> Iterator[tuple[pytest.Function, Claim]]:
+    """Those of the tests that are claims."""
+    for item in items:
+        if isinstance(item, pytest.Function) and (claim := claim_of_item(item)) is not None:
+            yield item, claim
 
 
 def subject_name(item: pytest.Function) -> str:

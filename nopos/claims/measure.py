@@ -112,6 +112,22 @@ class Measure:
         return number
 
 
+def _comparing(
+    operator: str, decide: Callable[[float, float], tuple[bool, float]]
+) -> Callable[[Measured, object], bool]:
+    """The method of an operator, which records the truth and the margin that `decide` gives."""
+
+    def compare(value: Measured, bound: object) -> bool:
+        __tracebackhide__ = True
+        number, measure = float(value), value._measure
+        limit = measure.finite(f"the bound of {value._name}", bound)
+        holds, margin = decide(number, limit)
+        measure.record(Comparison(value._name, number, value._unit, operator, limit, margin, holds))
+        return True
+
+    return compare
+
+
 class Measured(float):
     """A measured value. Comparing it records the truth and returns True, so that the body runs to its end."""
 
@@ -123,25 +139,11 @@ class Measured(float):
     def __init__(self, _: float, *, name: str, unit: str, measure: Measure) -> None:
         self._name, self._unit, self._measure = name, unit, measure
 
-    def __lt__(self, bound: object) -> bool:
-        __tracebackhide__ = True
-        return self._compare("<", bound, lambda value, limit: (value < limit, limit - value))
-
-    def __le__(self, bound: object) -> bool:
-        __tracebackhide__ = True
-        return self._compare("<=", bound, lambda value, limit: (value <= limit, limit - value))
-
-    def __gt__(self, bound: object) -> bool:
-        __tracebackhide__ = True
-        return self._compare(">", bound, lambda value, limit: (value > limit, value - limit))
-
-    def __ge__(self, bound: object) -> bool:
-        __tracebackhide__ = True
-        return self._compare(">=", bound, lambda value, limit: (value >= limit, value - limit))
-
-    def __eq__(self, bound: object) -> bool:
-        __tracebackhide__ = True
-        return self._compare("==", bound, lambda value, limit: (value == limit, -abs(value - limit)))
+    __lt__ = _comparing("<", lambda value, limit: (value < limit, limit - value))
+    __le__ = _comparing("<=", lambda value, limit: (value <= limit, limit - value))
+    __gt__ = _comparing(">", lambda value, limit: (value > limit, value - limit))
+    __ge__ = _comparing(">=", lambda value, limit: (value >= limit, value - limit))
+    __eq__ = _comparing("==", lambda value, limit: (value == limit, -abs(value - limit)))
 
     def __ne__(self, bound: object) -> bool:
         __tracebackhide__ = True
@@ -154,10 +156,3 @@ class Measured(float):
         self._measure.reject(f"{self._name!r} is used without a bound; compare it with one")
 
     __hash__ = None  # type: ignore[assignment]
-
-    def _compare(self, operator: str, bound: object, decide: Callable[[float, float], tuple[bool, float]]) -> bool:
-        __tracebackhide__ = True
-        limit = self._measure.finite(f"the bound of {self._name}", bound)
-        holds, margin = decide(float(self), limit)
-        self._measure.record(Comparison(self._name, float(self), self._unit, operator, limit, margin, holds))
-        return True

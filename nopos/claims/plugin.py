@@ -5,6 +5,7 @@ It knows no model: `pytest_nopos_subjects` (in `hooks`) names the subjects. pyte
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pytest
 from nopos.claims import hooks
 from nopos.claims.claim import FIXTURE, claim_of
 from nopos.claims.control import Subject
-from nopos.claims.items import HIDDEN, checked, claim_id, claim_of_item, fail, subject_name
+from nopos.claims.items import HIDDEN, checked, claim_id, claim_of_item, claims_among, fail, subject_name
 from nopos.claims.keeper import PROPERTY, LedgerKeeper, require_ledger_place
 from nopos.claims.records import Record, brief, planned_record, records
 from nopos.claims.run import Run, is_worker
@@ -29,6 +30,8 @@ MARKERS = (
     "requested: a claim that the user of a project asked for by name; put there by @claim(requested=...)",
     "slow: a test on a subject whose loader says that it takes long, as training does",
 )
+OF_TYPE = re.compile(r"^(AssertionError|Failed|nopos\.errors\.ClaimError): ")
+"""What pytest writes before the message of a claim that failed."""
 _HAS_MARKERS = pytest.StashKey[bool]()
 _RUN = pytest.StashKey[Run]()
 _PLANNED = pytest.StashKey[list[Record]]()
@@ -79,8 +82,8 @@ def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest
     """Name the subjects of the claims that are to run, where pytest prints a header."""
     if config.get_verbosity() < 0 or config.getoption("no_header"):
         return None
-    claims = [item for item in items if isinstance(item, pytest.Function) and claim_of_item(item) is not None]
-    names = dict.fromkeys(name for item in claims if isinstance(name := item.callspec.params[FIXTURE], str))
+    on = (item.callspec.params[FIXTURE] for item, _ in claims_among(items))
+    names = dict.fromkeys(name for name in on if isinstance(name, str))
     return f"nopos: claims are checked on {', '.join(names)}" if names else None
 
 
@@ -122,12 +125,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         raise pytest.UsageError(f"nopos: {config.stash[_MISTAKE]}")
     if _runs_nothing(config):
         return
-    for item in session.items:
-        if isinstance(item, pytest.Function) and (claim := claim_of_item(item)) is not None:
-            planned = replace(claim, id=claim_id(item))
-            config.stash[_RUN].controls.plan(planned)
-            entry = {"node": item.nodeid, "subject": subject_name(item), "claim": planned_record(planned)}
-            config.stash[_PLANNED].append(entry)
+    for item, claim in claims_among(session.items):
+        planned = replace(claim, id=claim_id(item))
+        config.stash[_RUN].controls.plan(planned)
+        entry = {"node": item.nodeid, "subject": subject_name(item), "claim": planned_record(planned)}
+        config.stash[_PLANNED].append(entry)
 
 
 @pytest.fixture(scope="session")
@@ -182,8 +184,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if call.when == "call" and _RECORDS in item.stash:
         report.nopos_records = item.stash[_RECORDS]
         if crash := getattr(report.longrepr, "reprcrash", None):
-            crash.message = crash.message.removeprefix("AssertionError: ").removeprefix("nopos.errors.ClaimError: ")
-            crash.message = crash.message.removeprefix("Failed: ")
+            crash.message = OF_TYPE.sub("", crash.message)
     return report
 
 

@@ -38,6 +38,8 @@ class Run:
     controls: Controls = field(default_factory=Controls)
     _answers: dict[int, Sequence[SubjectLoader] | None] = field(default_factory=dict)
     """What each provider named, by its identity; None if it left that to others."""
+    _known: dict[str, SubjectLoader] = field(default_factory=dict)
+    """All that was named."""
 
     def loaders(self, hook: Any) -> Sequence[SubjectLoader]:
         """The subjects that the nearest provider of a folder names, each provider being asked once.
@@ -52,7 +54,9 @@ class Run:
             key = id(provider.plugin)
             if key not in self._answers:
                 answer = self._asked(provider)
-                self._require_other_names(answer or ())
+                new = [one for one in answer or () if self._known.get(one.name) is not one]
+                require_named_once([*self._known, *(one.name for one in new)])
+                self._known |= {one.name: one for one in new}
                 self._answers[key] = answer
             if (loaders := self._answers[key]) is not None:
                 return loaders
@@ -69,14 +73,6 @@ class Run:
             where = f"{line.filename}:{line.lineno}"
             raise ConfigError(f"pytest_nopos_subjects: {type(error).__name__}: {error} ({where})") from None
         return None if named is None else _loaders(named)
-
-    def _require_other_names(self, loaders: Sequence[SubjectLoader]) -> None:
-        known = {id(one): one for answer in self._answers.values() for one in answer or ()}
-        require_named_once([one.name for one in (known | {id(one): one for one in loaders}).values()])
-
-    @property
-    def _known(self) -> dict[str, SubjectLoader]:
-        return {loader.name: loader for answer in self._answers.values() for loader in answer or ()}
 
     def subject(self, name: str) -> Subject:
         """Load a subject the first time it is wanted, with its progress bar on the terminal.

@@ -32,7 +32,7 @@ def table(ledger: Ledger, *, all_claims: bool = True) -> list[str]:
         for claim in subject["claims"]:
             if claim["verdict"] != "not run" and (all_claims or not claim["as_expected"]):
                 lines += _claim_lines(claim, titles[claim["id"]])
-        lines += _closing_lines(subject["claims"], titles)
+        lines += _closing_lines(subject, titles)
     if ledger.cut_short:
         lines += ["", "The run was cut short: claims that were not reached are not listed."]
     return lines
@@ -98,10 +98,11 @@ def _by_kind(controls: Iterable[Record]) -> str:
     return "; ".join(f"{', '.join(of_kind)} ({kind})" for kind, of_kind in names.items())
 
 
-def _closing_lines(claims: list[Record], titles: Mapping[str, str]) -> list[str]:
+def _closing_lines(subject: Record, titles: Mapping[str, str]) -> list[str]:
+    claims = subject["claims"]
     missing = [titles[claim["id"]] for claim in claims if claim["verdict"] == "not run"]
     others = [
-        f"{titles[claim['id']]}: {_wrong(claim)}"
+        f"{titles[claim['id']]}: {_wrong(claim, subject['name'])}"
         for claim in claims
         if not claim["as_expected"] and claim["verdict"] != "not run"
     ]
@@ -114,12 +115,11 @@ def _closing_lines(claims: list[Record], titles: Mapping[str, str]) -> list[str]
     return lines
 
 
-def _wrong(claim: Record) -> str:
+def _wrong(claim: Record, subject: str) -> str:
     """The first measurement that is false; of a claim that has none, what is wrong with it."""
     first = next((item for item in claim["measurements"] if not item["holds"]), None)
     if first is None:
-        reason = str(claim["reason"])
-        return reason.partition(", on ")[2].partition(": ")[2].rpartition(" (")[0] or reason
+        return str(claim["reason"]).removeprefix(f"{sentence(claim['id'])}, on {subject}: ")
     got = f"{rounded(first['value'], first['limit'], digits=6)} {first['unit']}".rstrip()
     return f"{first['name']}: got {got}, expected {first['operator']} {_limit(first['limit'])}"
 

@@ -50,6 +50,9 @@ def test_the_coin_has_a_tail(subject, measure):
     assert measure("share of heads", subject.heads) < 0.8
 """
 
+BENT = {"conftest.py": CONFTEST.replace('Coin("fair", 0.5)', 'Coin("fair", 0.7)')}
+"""The subject is one on which one of the two claims is false."""
+
 SETTINGS = """
 [tool.pytest.ini_options]
 pythonpath = ["."]
