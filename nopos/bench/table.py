@@ -33,10 +33,15 @@ def table(result: dict[str, Any]) -> list[str]:
         f"  seed {run['seed']}: {run['seconds']:.2f} s, held-out loss {run['held_out_loss']:.6f}"
         for run in sprint["runs"]
     ]
-    lines += ["", f"{'fast trainer, from batch 64':<34}{'size':>6}{'step':>10}{'tokens/s':>11}{'GFLOP/s':>12}"]
+    kernels = any("times_torch_kernel" in row for row in result["growth"])
+    lines += [
+        "",
+        f"{'fast trainer, from batch 64':<34}{'size':>6}{'step':>10}{'tokens/s':>11}{'GFLOP/s':>12}"
+        + (f"{'x torch kernel':>16}" if kernels else ""),
+    ]
     lines += [
         f"{row['axis']:<34}{row['size']:>6}{row['step_ms']:>7.2f} ms{row['tokens_per_second']:>11,.0f}"
-        f"{row['flops_per_second'] / 1e9:>12.0f}"
+        f"{row['flops_per_second'] / 1e9:>12.0f}" + (f"{row['times_torch_kernel']:>16.2f}" if kernels else "")
         for row in result["growth"]
     ]
     return lines

@@ -22,14 +22,15 @@ from nopos.model.parameters import parameters_of
 from nopos.model.recipes import RECIPES, Recipe, TrainConfig
 from nopos.storage import files, tensor_files
 from nopos.storage.state_dicts import config_shown_by
-from nopos.training import fused, trainer
+from nopos.training import compiled, fused, trainer
 from nopos.training.fused import Kernel
 
 _PACKAGE = Path(__file__).parents[1]
 _TRAINING_SOURCES = (
     "model/config.py", "model/recipes.py", "model/data.py", "model/parameters.py",
-    "training/compiled.py", "training/ensemble.py", "training/fused.cpp", "training/fused.py", "training/linear.py",
-    "training/optimizer.py", "training/trainer.py",
+    "training/compiled.py", "training/ensemble.py", "training/fused.py", "training/linear.py", "training/optimizer.py",
+    "training/trainer.py",
+    *(f"training/kernel/{path.name}" for path in compiled.files()),
 )  # fmt: skip
 
 

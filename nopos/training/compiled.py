@@ -17,7 +17,8 @@ from filelock import FileLock
 
 from nopos.environment import cache_folder
 
-SOURCE = Path(__file__).with_name("fused.cpp")
+SOURCE = Path(__file__).with_name("kernel") / "kernel.cpp"
+"""It includes the headers beside it."""
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
 COMPILERS = ("c++", "g++", "clang++")
 SECONDS = 120
@@ -57,7 +58,7 @@ def _load() -> ctypes.CDLL:
     if compiler is None:
         raise NoLibraryError(f"there is no C++ compiler here ({', '.join(COMPILERS)})")
     folder = _own_folder()
-    path = folder / f"fused-{_key(compiler)}.so"
+    path = folder / f"kernel-{_key(compiler)}.so"
     with FileLock(path.with_suffix(".lock")):
         if not _is_as_compiled(path):
             _compile(compiler, path)
@@ -65,6 +66,11 @@ def _load() -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise NoLibraryError(f"it cannot be loaded ({error})") from None
+
+
+def files() -> list[Path]:
+    """What is compiled: the source and its headers."""
+    return [SOURCE, *sorted(SOURCE.parent.glob("*.h"))]
 
 
 def _own_folder() -> Path:
@@ -90,7 +96,7 @@ def _key(compiler: str) -> str:
         raise NoLibraryError(f"{compiler} does not run ({error})") from None
     described = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
     processor = "\n".join(line for line in described if line.startswith(("vendor_id", "cpu family", "model", "flags")))
-    parts = (SOURCE.read_bytes(), version, " ".join(FLAGS).encode(), processor.encode())
+    parts = (*(path.read_bytes() for path in files()), version, " ".join(FLAGS).encode(), processor.encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 

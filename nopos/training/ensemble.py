@@ -77,15 +77,12 @@ def gradients(
 
     A `W_pos` that is not used may be missing; where it is given, its gradient is zero.
     """
-    parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
-    made = _weights(config, parameters)
     wanted = targets(tokens, target_offset=target_offset, shuffled=shuffled)
     if kernel == "fused":
-        losses, of_weights = fused.losses_and_gradients(
-            config, made, tokens, wanted, products_act=_products_act(config)
-        )
-    else:
-        losses, of_weights = _losses_and_gradients(config, made, tokens, wanted, precision=precision)
+        return fused.losses_and_gradients(config, parameters, tokens, wanted, products_act=_products_act(config))
+    parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+    made = _weights(config, parameters)
+    losses, of_weights = _losses_and_gradients(config, made, tokens, wanted, precision=precision)
     of_parameters = torch.autograd.grad(
         list(made.values()), list(parameters.values()), list(of_weights.values()), materialize_grads=True
     )

@@ -99,7 +99,8 @@ def _train(
     model: ModelConfig, settings: TrainConfig, seeds: Sequence[int], device: torch.device, label: str, kernel: Kernel
 ) -> list[Member]:
     start = ensemble.stack([initial_parameters(model, seed) for seed in seeds])
-    optimizer = Optimizer({name: value.to(device) for name, value in start.items() if trainable(name, model)}, settings)
+    on_device = {name: value.to(device) for name, value in start.items() if trainable(name, model)}
+    optimizer = Optimizer(on_device, settings, kernel)
     streams = [training_batches(model, settings, seed) for seed in seeds]
     losses: list[Float[Tensor, " model"]] = []
     description = f"{label}, {_named(kernel, device, settings)}"

@@ -8,7 +8,6 @@ import platform
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -24,7 +23,8 @@ TRIVIAL = 'extern "C" int answer() { return 42; }\n'
 @pytest.fixture
 def library(own_cache, tmp_path, monkeypatch):
     """Compile a trivial source in a cache of the test's own, anew at each call."""
-    source = tmp_path / "trivial.cpp"
+    (tmp_path / "source").mkdir()
+    source = tmp_path / "source" / "trivial.cpp"
     source.write_text(TRIVIAL)
     monkeypatch.setattr(compiled, "SOURCE", source)
 
@@ -62,6 +62,16 @@ def test_a_compiler_that_fails_is_asked_once(library, monkeypatch):
 def test_another_source_is_another_library(library, own_cache):
     library()
     compiled.SOURCE.write_text(TRIVIAL.replace("42", "43"))
+    assert library().answer() == 43
+    assert len(libraries(own_cache)) == 2
+
+
+def test_another_header_is_another_library(library, own_cache):
+    header = compiled.SOURCE.with_name("answer.h")
+    header.write_text("constexpr int ANSWER = 42;\n")
+    compiled.SOURCE.write_text('#include "answer.h"\nextern "C" int answer() { return ANSWER; }\n')
+    assert library().answer() == 42
+    header.write_text("constexpr int ANSWER = 43;\n")
     assert library().answer() == 43
     assert len(libraries(own_cache)) == 2
 
@@ -135,33 +145,50 @@ SHAPES = """
 #include <cstdio>
 #include <random>
 
+std::mt19937 random_numbers(0);
+
+std::vector<float> drawn(long count) {{
+    std::vector<float> made(count);
+    for (float &value : made) value = float(random_numbers() % 1000) / 1000 - 0.5f;
+    return made;
+}}
+
 int main() {{
     const Sizes shapes[] = {{
         {{2, 9, 7, 1, 2, 1, 24, 24, 40, 11, 0, 1, 1, 2}},
         {{1, 3, 5, 2, 3, 2, 30, 10, 37, 11, 0, 1, 0, 2}},
         {{2, 2, 33, 1, 2, 3, 16, 5, 20, 7, 1, 0, 0, 1}},
-        {{1, 17, 20, 1, 1, 1, 17, 17, 33, 30, 1, 1, 1, 3}},
+        {{1, 17, 20, 1, 1, 1, 17, 19, 33, 30, 1, 1, 1, 3}},
+        {{40, 9, 4, 1, 1, 1, 5, 5, 3, 6, 0, 1, 1, 1}},
     }};
-    std::mt19937 random(0);
-    for (const Sizes &sizes : shapes) {{
-        const Model model(sizes);
-        std::vector<std::vector<float>> weights, gradients;
+    for (const Sizes &z : shapes) {{
+        const long d = z.d_model, attention = long(z.heads) * d * z.d_head, biases = z.heads * z.d_head;
+        std::vector<long> counts{{z.d_vocab * d, z.learned_positions ? z.pos * d : 0}};
+        for (int layer = 0; layer < z.layers; ++layer)
+            counts.insert(counts.end(), {{d, d, attention, attention, attention, biases, biases, biases, attention, d,
+                                         d, d, d * z.d_mlp, z.d_mlp, z.d_mlp * d, d}});
+        counts.insert(counts.end(), {{d, d, d * z.d_vocab, z.d_vocab}});
+        std::vector<std::vector<float>> parameters, gradients;
         std::vector<const float *> given;
         std::vector<float *> made;
-        for (long numbers : model.numbers) {{
-            weights.emplace_back(sizes.models * numbers), gradients.emplace_back(sizes.models * numbers);
-            for (float &value : weights.back()) value = float(random() % 1000) / 1000 - 0.5f;
-        }}
-        for (auto &each : weights) given.push_back(each.data());
-        for (auto &each : gradients) made.push_back(each.data());
-        std::vector<int64_t> tokens(sizes.models * sizes.batch * sizes.pos);
-        std::vector<int64_t> wanted(sizes.models * sizes.batch * (sizes.pos - sizes.first));
+        for (long count : counts) parameters.push_back(drawn(z.models * count)), gradients.push_back(parameters.back());
+        for (auto &each : parameters) given.push_back(each.empty() ? nullptr : each.data());
+        for (auto &each : gradients) made.push_back(each.empty() ? nullptr : each.data());
+        std::vector<int64_t> tokens(z.models * z.batch * z.pos);
+        std::vector<int64_t> wanted(z.models * z.batch * (z.pos - z.first));
         for (auto *each : {{&tokens, &wanted}})
-            for (int64_t &token : *each) token = random() % sizes.d_vocab;
-        std::vector<float> work(workspace(&sizes)), losses(sizes.models);
-        losses_and_gradients(
-            &sizes, given.data(), tokens.data(), wanted.data(), work.data(), losses.data(), made.data());
+            for (int64_t &token : *each) token = random_numbers() % z.d_vocab;
+        std::vector<float> work(workspace(&z)), losses(z.models);
+        losses_and_gradients(&z, given.data(), counts.data(), tokens.data(), wanted.data(), work.data(), losses.data(),
+                             made.data(), counts.data());
         for (float loss : losses) std::printf("%.3f\\n", loss);
+    }}
+    const float coefficients[] = {{3.4445f, -4.7750f, 2.0315f}};
+    for (auto [rows, columns] : {{std::pair{{5, 9}}, std::pair{{33, 7}}, std::pair{{1, 1}}}}) {{
+        const std::vector<float> matrices = drawn(3L * rows * columns);
+        std::vector<float> work(workspace_to_orthogonalize(rows, columns, 2)), out(matrices.size());
+        orthogonalize(3, rows, columns, 2, coefficients, 5, matrices.data(), work.data(), out.data());
+        std::printf("%.3f\\n", std::abs(out[0]) + 1);
     }}
 }}
 """
@@ -171,7 +198,7 @@ int main() {{
 def test_the_sanitisers_find_nothing(tmp_path):
     """Addresses and undefined behaviour, on small shapes that fill no tile."""
     source, program = tmp_path / "shapes.cpp", tmp_path / "shapes"
-    source.write_text(SHAPES.format(source=Path(compiled.__file__).with_name("fused.cpp")))
+    source.write_text(SHAPES.format(source=compiled.SOURCE))
     flags = [flag for flag in compiled.FLAGS if flag not in ("-O3", "-shared", "-fPIC")]
     sanitise = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     subprocess.run([WITH_COMPILER, *flags, *sanitise, str(source), "-o", str(program)], check=True)
@@ -179,5 +206,5 @@ def test_the_sanitisers_find_nothing(tmp_path):
     ran = subprocess.run([str(program)], capture_output=True, text=True, check=False, env=environment)
     assert ran.stderr == ""
     losses = [float(line) for line in ran.stdout.split()]
-    assert len(losses) == 6
+    assert len(losses) == 2 + 1 + 2 + 1 + 40 + 3
     assert all(0 < loss < 10 for loss in losses)

@@ -14,7 +14,7 @@ from nopos.errors import ConfigError
 from nopos.model.config import ModelConfig
 from nopos.model.data import held_out_tokens
 from nopos.model.recipes import SPRINT, TrainConfig
-from nopos.training import compiled, ensemble, fused, trainer
+from nopos.training import compiled, ensemble, fused, optimizer, trainer
 from tests.support.micro import MICRO, noisy_parameters
 
 CPU = torch.device("cpu")
@@ -110,12 +110,35 @@ def test_a_wrong_gradient_would_be_seen(monkeypatch):
 
     def spoilt(*arguments, **options):
         losses, gradients = real(*arguments, **options)
-        gradients["blocks.1.in.W"] *= 1.01
+        gradients["blocks.1.mlp.W_in"] *= 1.01
         return losses, gradients
 
     monkeypatch.setattr(fused, "losses_and_gradients", spoilt)
     with pytest.raises(AssertionError, match=r"blocks\.1\.mlp\.W_in"):
         check_near(ModelConfig(), *made(ModelConfig()))
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 64, 64), (3, 1, 64, 256), (2, 2, 256, 64), (1, 3, 7, 5), (2, 1, 1, 9)])
+def test_orthogonalized_matrices_are_those_of_torch(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    before = matrices.clone()
+    ours, theirs = (optimizer.orthogonalized(matrices, kernel) for kernel in fused.KERNELS)
+    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+    assert torch.equal(matrices, before)
+
+
+def test_orthogonalized_bits_are_the_same_for_any_number_of_threads_and_beside_others(threads):
+    matrices = torch.randn(3, 2, 20, 33, generator=torch.Generator().manual_seed(0))
+    found = []
+    for count in (1, 2, 5):
+        threads(count)
+        found.append(optimizer.orthogonalized(matrices, "fused"))
+    assert all(torch.equal(found[0], each) for each in found[1:])
+    assert torch.equal(optimizer.orthogonalized(matrices[1:2], "fused"), found[0][1:2])
+
+
+def test_a_matrix_of_zeros_stays_one():
+    assert torch.equal(optimizer.orthogonalized(torch.zeros(1, 1, 4, 6), "fused"), torch.zeros(1, 1, 4, 6))
 
 
 def equal(first, second):
@@ -164,6 +187,26 @@ def test_two_threads_of_one_process_do_not_meet():
     for worker in workers:
         worker.join()
     assert all(equal(expected[number], each) for number in range(2) for each in found[number])
+
+
+def test_models_that_lie_apart_in_memory_are_found():
+    """As the optimiser keeps them: views into one row for each model."""
+    stacked, tokens = made(MICRO, range(3))
+    apart = {name: torch.stack([value, value + 1], dim=1)[:, 0] for name, value in stacked.items()}
+    within = {name: torch.stack([value, value + 1], dim=-1)[..., 0] for name, value in stacked.items()}
+    expected = ensemble.gradients(MICRO, stacked, tokens, kernel="fused")
+    assert equal(expected, ensemble.gradients(MICRO, apart, tokens, kernel="fused"))
+    assert equal(expected, ensemble.gradients(MICRO, within, tokens, kernel="fused"))
+
+
+@pytest.mark.parametrize("positions", ["none", "learned"])
+def test_a_context_that_is_not_filled_leaves_the_later_positions_without_a_gradient(positions):
+    config = ModelConfig(positions=positions)
+    stacked, tokens = made(config, range(2))
+    check_near(config, stacked, tokens[..., :20])
+    gradient = results(config, stacked, tokens[..., :20], "fused")["pos_embed.W_pos"]
+    assert gradient[:, 20:].eq(0).all()
+    assert bool(gradient[:, :20].ne(0).any()) == (positions == "learned")
 
 
 def test_what_was_given_is_left_alone():

@@ -1,0 +1,259 @@
+// From a model's parameters to the weights that its sequences meet, and back: `_weights` of `ensemble.py`.
+
+#pragma once
+
+#include "model.h"
+#include "rows.h"
+
+namespace {
+
+inline float dot(const float *left, const float *right, int count) {
+    Vector sums{};
+    int c = 0;
+    for (; c + LANES <= count; c += LANES) sums += at(left + c) * at(right + c);
+    float total = sum(sums);
+    for (; c < count; ++c) total += left[c] * right[c];
+    return total;
+}
+
+// One model's weights and their transposes, `turned`.
+class Weights {
+  public:
+    Weights(const Model &model, const Parameters<const float> &parameters, float *weights, float *turned)
+        : model(model), sizes(model.sizes), parameters(parameters), weights(weights), turned(turned) {}
+
+    // A part is a layer's attention, its MLP, ..., the unembedding; the embedding goes with the first.
+    void make(int part) {
+        const int number = part / 2;
+        if (part == 0) make_embedding();
+        if (number == sizes.layers)
+            fold(last(LN_FINAL_W), last(LN_FINAL_B), last(W_U), last(B_U), 1.f, model.unembed);
+        else if (part % 2 == 0)
+            make_attention(number);
+        else {
+            const Layer &layer = model.layers[number];
+            fold(block(number, LN2_W), block(number, LN2_B), block(number, W_IN), block(number, B_IN), 1.f, layer.in);
+            pad(block(number, W_OUT), layer.out.W);
+            pad(block(number, B_OUT), layer.out.b);
+        }
+    }
+
+    // What `gradients`, those by the weights, are by the parameters.
+    void back(int part, float *gradients, const Parameters<float> &d_parameters) {
+        this->gradients = gradients, this->d_parameters = &d_parameters;
+        const int number = part / 2;
+        if (number == sizes.layers) {
+            clear(d_last(LN_FINAL_W)), clear(d_last(LN_FINAL_B));
+            back_through_fold(last(LN_FINAL_W), last(LN_FINAL_B), last(W_U), 1.f, model.unembed, d_last(LN_FINAL_W),
+                              d_last(LN_FINAL_B), d_last(W_U), d_last(B_U));
+        } else if (part % 2 == 0)
+            back_through_attention(number);
+        else {
+            const Layer &layer = model.layers[number];
+            clear(d_block(number, LN2_W)), clear(d_block(number, LN2_B));
+            back_through_fold(block(number, LN2_W), block(number, LN2_B), block(number, W_IN), 1.f, layer.in,
+                              d_block(number, LN2_W), d_block(number, LN2_B), d_block(number, W_IN), d_block(number, B_IN));
+            unpad(layer.out.W, d_block(number, W_OUT));
+            unpad(layer.out.b, d_block(number, B_OUT));
+        }
+        if (part == 0) back_through_embedding();
+    }
+
+  private:
+    const Model &model;
+    const Sizes &sizes;
+    const Parameters<const float> &parameters;
+    float *weights, *turned, *gradients = nullptr;
+    const Parameters<float> *d_parameters = nullptr;
+
+    const float *block(int layer, int name) const { return parameters.of_block(layer, name); }
+    const float *last(int name) const { return parameters.last(name, sizes.layers); }
+    float *d_block(int layer, int name) const { return d_parameters->of_block(layer, name); }
+    float *d_last(int name) const { return d_parameters->last(name, sizes.layers); }
+    Rows of(const Matrix &matrix) const { return {weights + matrix.at, matrix.row}; }
+    Rows turned_of(const Matrix &matrix) const { return {turned + matrix.turned, matrix.turned_row}; }
+    Rows gradient(const Matrix &matrix) const { return {gradients + matrix.at, matrix.row}; }
+    void clear(float *of_layer_norm) const { std::fill_n(of_layer_norm, sizes.d_model, 0.f); }
+
+    // Where the products act they carry the scale of the scores in the keys, else the queries do.
+    float scale() const { return 1.f / std::sqrt(float(sizes.d_head)); }
+    float scale_of_queries() const { return sizes.products_act ? 1.f : scale(); }
+    float scale_of_keys() const { return sizes.products_act ? scale() : 1.f; }
+    long of_head(int head) const { return long(head) * sizes.d_model * sizes.d_head; }
+    long bias_of_head(int head) const { return long(head) * sizes.d_head; }
+
+    // -- forward --
+
+    void make_embedding() {
+        pad(parameters[W_E], model.embed);
+        if (sizes.learned_positions) pad(parameters[W_POS], model.positions);
+    }
+
+    void make_attention(int number) {
+        const Layer &layer = model.layers[number];
+        const float *ln_w = block(number, LN1_W), *ln_b = block(number, LN1_B);
+        for (int h = 0; h < sizes.heads; ++h) {
+            const Head &head = layer.heads[h];
+            const long W = of_head(h), b = bias_of_head(h);
+            fold(ln_w, ln_b, block(number, W_Q) + W, block(number, B_Q) + b, scale_of_queries(), head.read_q);
+            fold(ln_w, ln_b, block(number, W_K) + W, block(number, B_K) + b, scale_of_keys(), head.read_k);
+            fold(ln_w, ln_b, block(number, W_V) + W, block(number, B_V) + b, 1.f, head.read_v);
+            pad(block(number, W_O) + W, head.o);
+            if (!sizes.products_act) continue;
+            through(head.read_q, turned_of(head.read_k.W), head.query);
+            // A query's pattern sums to 1, so what is added to every value is added to what it gathers.
+            through(head.read_v, of(head.o), head.value);
+            for (int c = 0; c < sizes.d_model; ++c) of(head.value.b).at[c] += block(number, B_O)[c];
+        }
+        if (!sizes.products_act) pad(block(number, B_O), layer.o_bias);
+        if (layer.knows_only_tokens) make_tables(layer);
+    }
+
+    // Every token's query, key and value.
+    void make_tables(const Layer &layer) {
+        const Rows read = of(layer.token_read);
+        normalize(0, sizes.d_vocab, sizes.d_model, of(model.embed), read, of(layer.token_scale).at);
+        for (const Head &head : layer.heads) {
+            for_each_table(head, [&](const Affine &map, const Matrix &table) {
+                for (int token = 0; token < sizes.d_vocab; ++token) copy(of(map.b).at, of(table)[token], table.columns);
+                multiply<true>(sizes.d_vocab, table.columns, sizes.d_model, read.left(), of(map.W).at, map.W.row,
+                               of(table).at, table.row);
+            });
+        }
+    }
+
+    // Where the products act, a token's key is the token itself as it is read.
+    template <class Function>
+    void for_each_table(const Head &head, Function function) const {
+        function(head.query, head.q.W);
+        if (!sizes.products_act) function(head.key, head.k.W);
+        function(head.value, head.v.W);
+    }
+
+    // The map that reads normalised rows as this one, of W and b, reads LayerNorm's output, times `scale`.
+    void fold(const float *ln_w, const float *ln_b, const float *W, const float *b, float scale, const Affine &to) {
+        const Rows out = of(to.W);
+        float *const bias = of(to.b).at;
+        const int columns = to.W.columns;
+        std::fill_n(bias, to.b.row, 0.f);
+        std::copy_n(b, columns, bias);
+        for (int r = 0; r < to.W.rows; ++r) {
+            const float factor = scale * ln_w[r];
+            for (int c = 0; c < columns; ++c) {
+                out[r][c] = factor * W[long(r) * columns + c];
+                bias[c] += ln_b[r] * W[long(r) * columns + c];
+            }
+            std::fill(out[r] + columns, out[r] + to.W.row, 0.f);
+        }
+        for (int c = 0; c < columns; ++c) bias[c] *= scale;
+        turn(to.W);
+    }
+
+    // `left`, and then W.
+    void through(const Affine &left, Rows W, const Affine &to) const {
+        for (const auto &[from, out] : {std::pair{left.W, to.W}, std::pair{left.b, to.b}})
+            multiply<false>(out.rows, out.columns, from.columns, of(from).left(), W.at, W.row, of(out).at, out.row);
+        turn(to.W);
+    }
+
+    void pad(const float *parameter, const Matrix &to) const {
+        for (int r = 0; r < to.rows; ++r) {
+            std::copy_n(parameter + long(r) * to.columns, to.columns, of(to)[r]);
+            std::fill(of(to)[r] + to.columns, of(to)[r] + to.row, 0.f);
+        }
+        turn(to);
+    }
+
+    void turn(const Matrix &matrix) const {
+        if (matrix.turned_row) transpose(matrix.rows, matrix.columns, of(matrix).at, matrix.row, turned_of(matrix));
+    }
+
+    // -- back --
+
+    void back_through_attention(int number) {
+        const Layer &layer = model.layers[number];
+        if (layer.knows_only_tokens) back_through_tables(layer);
+        const float *ln_w = block(number, LN1_W), *ln_b = block(number, LN1_B);
+        float *const d_ln_w = d_block(number, LN1_W), *const d_ln_b = d_block(number, LN1_B);
+        clear(d_ln_w), clear(d_ln_b);
+        for (int h = 0; h < sizes.heads; ++h) {
+            const Head &head = layer.heads[h];
+            const long W = of_head(h), b = bias_of_head(h);
+            if (sizes.products_act) {
+                back_through_through(head.read_q, of(head.read_k.W), head.query);
+                by_right_factor(head.read_q, head.query, gradient(head.read_k.W), head.read_k.W.columns, true);
+                back_through_through(head.read_v, turned_of(head.o), head.value);
+                by_right_factor(head.read_v, head.value, gradient(head.o), head.o.columns, false);
+                std::copy_n(gradient(head.value.b).at, sizes.d_model, d_block(number, B_O));
+            }
+            back_through_fold(ln_w, ln_b, block(number, W_Q) + W, scale_of_queries(), head.read_q, d_ln_w, d_ln_b,
+                              d_block(number, W_Q) + W, d_block(number, B_Q) + b);
+            back_through_fold(ln_w, ln_b, block(number, W_K) + W, scale_of_keys(), head.read_k, d_ln_w, d_ln_b,
+                              d_block(number, W_K) + W, d_block(number, B_K) + b);
+            back_through_fold(ln_w, ln_b, block(number, W_V) + W, 1.f, head.read_v, d_ln_w, d_ln_b,
+                              d_block(number, W_V) + W, d_block(number, B_V) + b);
+            unpad(head.o, d_block(number, W_O) + W);
+        }
+        if (!sizes.products_act) unpad(layer.o_bias, d_block(number, B_O));
+    }
+
+    void back_through_tables(const Layer &layer) {
+        const Rows read = of(layer.token_read), d_read = gradient(layer.token_read);
+        for (const Head &head : layer.heads) {
+            for_each_table(head, [&](const Affine &map, const Matrix &table) {
+                const Rows d_table = gradient(table);
+                add_rows(0, sizes.d_vocab, d_table, gradient(map.b).at, table.columns);
+                multiply<true>(sizes.d_model, table.columns, sizes.d_vocab, read.transposed(), d_table.at, d_table.row,
+                               gradient(map.W).at, map.W.row);
+                multiply<true>(sizes.d_vocab, sizes.d_model, table.columns, d_table.left(), turned_of(map.W).at,
+                               map.W.turned_row, d_read.at, d_read.row);
+            });
+        }
+        back_through_normalize(0, sizes.d_vocab, sizes.d_model, d_read, read, of(layer.token_scale).at,
+                               gradient(model.embed));
+    }
+
+    // Adds the gradient by the left factor of `through`; `turned_W` is the right one's transpose.
+    void back_through_through(const Affine &left, Rows turned_W, const Affine &out) const {
+        for (const auto &[from, to] : {std::pair{out.W, left.W}, std::pair{out.b, left.b}})
+            multiply<true>(to.rows, to.columns, from.columns, gradient(from).left(), turned_W.at, turned_W.row,
+                           gradient(to).at, to.row);
+    }
+
+    // Adds the gradient by the right factor of `through`, or by its transpose.
+    void by_right_factor(const Affine &left, const Affine &out, Rows d_right, int columns, bool is_turned) const {
+        for (const auto &[from, to] : {std::pair{left.W, out.W}, std::pair{left.b, out.b}}) {
+            const Rows given = is_turned ? of(from) : gradient(to);
+            const Rows turned = is_turned ? gradient(to) : of(from);
+            multiply<true>(is_turned ? to.columns : from.columns, columns, from.rows, turned.transposed(), given.at,
+                           given.row, d_right.at, d_right.row);
+        }
+    }
+
+    void back_through_fold(const float *ln_w, const float *ln_b, const float *W, float scale, const Affine &map,
+                           float *d_ln_w, float *d_ln_b, float *d_W, float *d_b) const {
+        const Rows d_map = gradient(map.W);
+        const float *const d_bias = gradient(map.b).at;
+        const int columns = map.W.columns;
+        for (int r = 0; r < map.W.rows; ++r) {
+            const float *const row = W + long(r) * columns;
+            d_ln_w[r] += scale * dot(row, d_map[r], columns);
+            d_ln_b[r] += scale * dot(row, d_bias, columns);
+            for (int c = 0; c < columns; ++c)
+                d_W[long(r) * columns + c] = scale * (ln_w[r] * d_map[r][c] + ln_b[r] * d_bias[c]);
+        }
+        for (int c = 0; c < columns; ++c) d_b[c] = scale * d_bias[c];
+    }
+
+    void back_through_embedding() const {
+        unpad(model.embed, (*d_parameters)[W_E]);
+        if (sizes.learned_positions) unpad(model.positions, (*d_parameters)[W_POS]);
+    }
+
+    void unpad(const Matrix &matrix, float *d_parameter) const {
+        for (int r = 0; r < matrix.rows; ++r)
+            std::copy_n(gradient(matrix)[r], matrix.columns, d_parameter + long(r) * matrix.columns);
+    }
+};
+
+}  // namespace
