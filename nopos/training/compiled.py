@@ -109,7 +109,9 @@ def _is_as_compiled(path: Path) -> bool:
 
 
 def _compile(compiler: str, path: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    for left in path.parent.glob(f"{path.stem}-*"):  # by a process that was killed: nobody else has the lock
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.stem}-") as folder:
         made = Path(folder) / path.name
         command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
         try:

@@ -82,6 +82,19 @@ def test_nothing_is_left_beside_the_library(library, own_cache):
     assert left == {".so", ".sha256", ".lock"}
 
 
+def test_what_a_killed_process_left_is_swept(library, own_cache):
+    library()
+    (path,) = libraries(own_cache)
+    left, of_another = (path.with_name(f"{stem}-abc") for stem in (path.stem, "kernel-of-another"))
+    for folder in (left, of_another):
+        folder.mkdir()
+        (folder / path.name).write_bytes(b"half")
+    path.unlink()
+    assert library().answer() == 42
+    assert not left.exists()
+    assert of_another.exists()
+
+
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"no library"), lambda path: path.unlink()])
 def test_a_library_that_is_not_as_it_was_compiled_is_compiled_again(library, own_cache, damage):
     """In a process of its own, since one that has loaded a library keeps it."""
