@@ -139,7 +139,8 @@ def save(checkpoint: Checkpoint, weights: Path) -> None:
 def train(recipe: Recipe, seed: int, device: torch.device) -> Checkpoint:
     """Train a model from scratch. On a CPU the same recipe, seed, torch and kernel give the same model.
 
-    The fused kernel gives it with any number of threads, torch's with the same number.
+    The fused kernel gives it with any number of threads, on one kind of processor and by one compiler; torch's with
+    the same number of threads.
 
     Raises:
         ConfigError: the seed is not one.
@@ -170,15 +171,19 @@ def train_together(
     label = f"training {recipe.name}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
     chosen = fused.chosen(device, recipe.train.precision, kernel)
     members = trainer.train(recipe.model, recipe.train, seeds, device, label=label, kernel=chosen)
-    made_with = {"seconds": round(time.perf_counter() - start, 1), "together": len(seeds)}
+    seconds = round(time.perf_counter() - start, 1)
+    made_with: dict[str, Any] = {"seconds": seconds, "together": len(seeds)}
     made_with |= deciding_bits(device, chosen)
+    if chosen == "torch":
+        made_with["why_not_fused"] = fused.why_not(device, recipe.train.precision) or "torch was asked for"
     return [_trained(recipe, member, device, made_with) for member in members]
 
 
 def deciding_bits(device: torch.device, kernel: Kernel) -> dict[str, Any]:
     """What decides the last bits of weights beside recipe, seed, torch, device and sources."""
-    on_threads = device.type == "cpu" and kernel == "torch"
-    return {"kernel": kernel} | ({"threads": torch.get_num_threads()} if on_threads else {})
+    if kernel == "fused":
+        return {"kernel": kernel, "compiled": compiled.library().key}
+    return {"kernel": kernel} | ({"threads": torch.get_num_threads()} if device.type == "cpu" else {})
 
 
 def _trained(

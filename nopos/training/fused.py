@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float32, Int
 from torch import Tensor
 
-from nopos.errors import ConfigError, require_one_of
+from nopos.errors import ConfigError, TrainingError, require_one_of
 from nopos.model.config import ModelConfig
 from nopos.model.parameters import parameter_shapes, trainable
 from nopos.model.recipes import Precision
@@ -21,6 +21,7 @@ from nopos.training import compiled
 
 Kernel = Literal["fused", "torch"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+IN_ORDER = torch.contiguous_format
 
 
 class _Sizes(ctypes.Structure):
@@ -80,6 +81,10 @@ def losses_and_gradients(
         tokens: what is read.
         wanted: what the last positions are to predict.
         products_act: whether attention's weights are two products, as the readable engine makes them of one head.
+
+    Raises:
+        TrainingError: something has another shape, type or device, or there is no such token: the kernel would read
+            and write where it must not.
     """
     models, batch, pos = tokens.shape
     sizes = _Sizes(
@@ -87,14 +92,18 @@ def losses_and_gradients(
         config.d_mlp, config.d_vocab, config.positions == "learned", config.causal, products_act,
         torch.get_num_threads(),
     )  # fmt: skip
-    library = compiled.library()
+    _require_fitting(config, parameters, tokens, wanted)
+    library = compiled.library().calls
     library.workspace.restype = ctypes.c_int64
     given = {name: _contiguous(value.detach()) for name, value in parameters.items()}
     # Of a context that is not filled, and of positions that are not used, some of W_pos has no gradient.
     gradients = {
-        name: (torch.zeros if name == "pos_embed.W_pos" else torch.empty)(value.shape) for name, value in given.items()
+        name: (torch.zeros_like if name == "pos_embed.W_pos" else torch.empty_like)(value, memory_format=IN_ORDER)
+        for name, value in given.items()
     }
-    losses, work = torch.empty(models), torch.empty(library.workspace(ctypes.byref(sizes)))
+    losses, work = (
+        torch.empty(count, dtype=torch.float32) for count in (models, library.workspace(ctypes.byref(sizes)))
+    )
     tokens, wanted = tokens.contiguous(), wanted.contiguous()
     names = [name if trainable(name, config) else None for name in parameter_shapes(config)]
     library.losses_and_gradients(
@@ -107,16 +116,49 @@ def losses_and_gradients(
 def orthogonalized(
     matrices: Float32[Tensor, "model matrix d_in d_out"], *, coefficients: Sequence[float], rounds: int
 ) -> Float32[Tensor, "model matrix d_in d_out"]:
-    """Each matrix with its singular values brought near 1, by so many rounds of Newton-Schulz iteration."""
-    library, (rows, columns), threads = compiled.library(), matrices.shape[-2:], torch.get_num_threads()
+    """Each matrix with its singular values brought near 1, by so many rounds of Newton-Schulz iteration.
+
+    Raises:
+        TrainingError: they are not in float32 on the CPU.
+    """
+    _require_float32_on_the_cpu("matrices", matrices)
+    library, (rows, columns), threads = compiled.library().calls, matrices.shape[-2:], torch.get_num_threads()
     library.workspace_to_orthogonalize.restype = ctypes.c_int64
     matrices = matrices.contiguous()
-    out, work = torch.empty_like(matrices), torch.empty(library.workspace_to_orthogonalize(rows, columns, threads))
+    out = torch.empty_like(matrices)
+    work = torch.empty(library.workspace_to_orthogonalize(rows, columns, threads), dtype=torch.float32)
     library.orthogonalize(
         matrices.numel() // (rows * columns), rows, columns, threads, (ctypes.c_float * 3)(*coefficients), rounds,
         _address(matrices), _address(work), _address(out),
     )  # fmt: skip
     return out
+
+
+def _require_fitting(config: ModelConfig, parameters: Mapping[str, Tensor], tokens: Tensor, wanted: Tensor) -> None:
+    models, batch, pos = tokens.shape
+    shapes = {name: (models, *shape) for name, shape in parameter_shapes(config).items()}
+    if config.positions == "none" and "pos_embed.W_pos" not in parameters:
+        del shapes["pos_embed.W_pos"]
+    if parameters.keys() != shapes.keys():
+        raise TrainingError(f"parameters are {', '.join(parameters)}; the kernel needs {', '.join(shapes)}")
+    for name, value in parameters.items():
+        _require_float32_on_the_cpu(name, value)
+        if value.shape != shapes[name]:
+            raise TrainingError(f"{name} has the shape {tuple(value.shape)}; the kernel needs {shapes[name]}")
+    if pos > config.n_ctx or wanted.shape[:2] != (models, batch) or not 0 < wanted.shape[2] <= pos:
+        shown = f"tokens have the shape {tuple(tokens.shape)} and what is wanted {tuple(wanted.shape)}"
+        raise TrainingError(f"{shown}; the kernel needs at most {config.n_ctx} positions, and as many or fewer wanted")
+    for name, value in (("tokens", tokens), ("what is wanted", wanted)):
+        if value.dtype != torch.int64 or value.device.type != "cpu":
+            raise TrainingError(f"{name}: {value.dtype} on {value.device}; the kernel needs int64 on the CPU")
+        low, high = (end.item() for end in value.aminmax())
+        if low < 0 or high >= config.d_vocab:
+            raise TrainingError(f"{name}: tokens from {low} to {high}; the kernel needs 0 to {config.d_vocab - 1}")
+
+
+def _require_float32_on_the_cpu(name: str, value: Tensor) -> None:
+    if value.dtype != torch.float32 or value.device.type != "cpu":
+        raise TrainingError(f"{name}: {value.dtype} on {value.device}; the kernel needs float32 on the CPU")
 
 
 def _contiguous(stacked: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ struct Member {
     const Parameters<const float> parameters;
     const Parameters<float> d_parameters;
     float *weights, *turned, *gradients;
-    float *of_block(const Model &model, int block) const {  // those of the first have room for what the weights are made of
+    float *gradients_of(const Model &model, int block) const {  // those of the first have room for what the weights are made of
         return gradients + (block == 0 ? 0 : model.numbers + (block - 1) * model.met);
     }
 };
@@ -70,7 +70,8 @@ void losses_and_gradients(const Sizes *given, const float *const *parameters, co
     const Model model(sizes);
     const int per_block = sequences_in_block(sizes), of_batch = blocks(sizes), predicted = sizes.pos - sizes.first;
     const int together = models_together(sizes), parts = model.parts();
-    float *const scratch = aligned(work), *const numbers = scratch + sizes.threads * numbers_of_sequence(model);
+    const long of_sequence = numbers_of_sequence(model);
+    float *const scratch = aligned(work), *const numbers = scratch + sizes.threads * of_sequence;
     std::vector<double> block_losses(sizes.models * of_batch);
     const float share = 1.f / (float(sizes.batch) * predicted);
 
@@ -95,9 +96,9 @@ void losses_and_gradients(const Sizes *given, const float *const *parameters, co
                 const Member &member = members[item / of_batch];
                 const int block = item % of_batch;
                 const long before = long(start + item / of_batch) * sizes.batch;
-                float *const own = member.of_block(model, block);
+                float *const own = member.gradients_of(model, block);
                 std::fill_n(own, block == 0 ? model.numbers : model.met, 0.f);
-                Sequence sequence(model, scratch + omp_get_thread_num() * numbers_of_sequence(model));
+                Sequence sequence(model, scratch + omp_get_thread_num() * of_sequence);
                 for (long s = before + block * per_block; s < before + std::min((block + 1) * per_block, sizes.batch); ++s)
                     block_losses[start * of_batch + item] += sequence.losses_and_gradients(
                         member.weights, member.turned, tokens + s * sizes.pos, wanted + s * predicted, share, own);
@@ -108,7 +109,7 @@ void losses_and_gradients(const Sizes *given, const float *const *parameters, co
                 const int part = item % parts;
                 const long first = part == 0 ? 0 : model.ends[part - 1];
                 for (int block = 1; block < of_batch; ++block)
-                    add(member.of_block(model, block) + first, member.gradients + first, model.ends[part] - first);
+                    add(member.gradients_of(model, block) + first, member.gradients + first, model.ends[part] - first);
                 Weights(model, member.parameters, member.weights, member.turned)
                     .back(part, member.gradients, member.d_parameters);
             }

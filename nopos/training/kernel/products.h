@@ -1,7 +1,7 @@
 // Vectors of floats, and products of small matrices with all sums in registers.
 //
-// Every matrix is row-major. Rows are padded to whole vectors with zeros, and their stride is an odd number of vectors,
-// so that the rows of a wide matrix do not all meet in the same sets of the cache.
+// Every matrix is row-major. Rows are padded to whole vectors with zeros. Their stride is an odd number of vectors, so
+// that the rows of a wide matrix do not all meet in the same sets of the cache; what it adds to that is never read.
 
 #pragma once
 
@@ -17,7 +17,8 @@ constexpr int LANES = 8, TILE_ROWS = 6, TILE_VECTORS = 2;
 #else
 constexpr int LANES = 4, TILE_ROWS = 3, TILE_VECTORS = 3;
 #endif
-// A tile's sums fill the registers, but for a row of the right factor and one number of the left.
+// A tile's sums leave registers for a row of the right factor and one number of the left. Found by timing: of AVX's
+// sixteen, 6 by 2 reached 80 GFLOP/s a core where 4 by 3 reached 35.
 
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
@@ -25,8 +26,8 @@ typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
 inline Vector &at(float *address) { return *reinterpret_cast<Vector *>(address); }
 inline const Vector &at(const float *address) { return *reinterpret_cast<const Vector *>(address); }
 inline Vector all(float value) { return Vector{} + value; }
-inline int padded(int columns) { return (columns + LANES - 1) / LANES * LANES; }
-inline int stride(int columns) { return padded(columns) | LANES; }
+inline long padded(long columns) { return (columns + LANES - 1) / LANES * LANES; }
+inline long stride(long columns) { return padded(columns) | LANES; }
 
 inline float sum(Vector values) {
     float total = 0;
@@ -68,10 +69,10 @@ void tile_of(int rows, int vectors, Left left, const float *right, long right_ro
 // out [rows, columns] (+)= left [rows, steps] right [steps, columns]; the columns are padded to whole vectors.
 template <bool ADD>
 void multiply(int rows, int columns, int steps, Left left, const float *right, long right_row, float *out, long out_row) {
-    const int tiles = (rows + TILE_ROWS - 1) / TILE_ROWS, vectors = padded(columns) / LANES;
+    const int tiles = (rows + TILE_ROWS - 1) / TILE_ROWS, vectors = int(padded(columns) / LANES);
     for (int v = 0; v < vectors; v += TILE_VECTORS)
         for (int t = 0; t < tiles; ++t) {  // of nearly one height: a last one of a single row would be slow
-            const int first = rows * t / tiles, height = rows * (t + 1) / tiles - first;
+            const int first = int(long(rows) * t / tiles), height = int(long(rows) * (t + 1) / tiles) - first;
             tile_of<TILE_ROWS, TILE_VECTORS, ADD>(
                 height, std::min(TILE_VECTORS, vectors - v), {left.at + first * left.by_row, left.by_row, left.by_step},
                 right + v * LANES, right_row, steps, out + first * out_row + v * LANES, out_row);

@@ -89,8 +89,12 @@ inline void back_through_normalize(int first, int end, int width, Rows d_out, Ro
     }
 }
 
-// In place, over the first `count` of `columns` numbers; the others become 0. Gives the logarithm of the sum.
-inline float softmax(float *row, int count, int columns) {
+struct Softmax {
+    float top, log_of_sum;  // the largest number, and the logarithm of the sum relative to it: a small loss needs both
+};
+
+// In place, over the first `count` of `columns` numbers; the others become 0.
+inline Softmax softmax(float *row, int count, int columns) {
     std::fill(row + count, row + columns, -INFINITY);
     Vector most = at(row);
     for (int c = LANES; c < columns; c += LANES) most = most > at(row + c) ? most : at(row + c);
@@ -100,7 +104,7 @@ inline float softmax(float *row, int count, int columns) {
     std::fill(row + count, row + columns, 0.f);
     const float all_of_it = sum(total);
     for (int c = 0; c < columns; c += LANES) at(row + c) /= all_of_it;
-    return top + std::log(all_of_it);
+    return {top, std::log(all_of_it)};
 }
 
 inline void back_through_softmax(const float *pattern, float *d_pattern, int columns) {

@@ -27,7 +27,7 @@ class Sequence {
             LayerRows made{rows(sizes.d_model), rows(sizes.d_model), numbers(sizes.pos), numbers(sizes.pos), {}, {}};
             for (int head = 0; head < sizes.heads; ++head)
                 made.heads.push_back({rows(model.width()), rows(model.width()), rows(model.width()),
-                                      {numbers(model.width() * stride(sizes.pos)), stride(sizes.pos)},
+                                      {numbers(long(model.width()) * stride(sizes.pos)), stride(sizes.pos)},
                                       rows(sizes.pos), rows(model.width())});
             made.hidden = rows(sizes.d_mlp);
             layers.push_back(made);
@@ -75,7 +75,7 @@ class Sequence {
         next += padded(count);
         return made;
     }
-    Rows rows(int columns) { return {numbers(long(sizes.pos) * stride(columns)), stride(columns)}; }
+    Rows rows(int columns) { return {numbers(sizes.pos * stride(columns)), stride(columns)}; }
     const float *of(const Matrix &matrix) const { return weights + matrix.at; }
     float *gradient(const Matrix &matrix) const { return gradients + matrix.at; }
     // The last layer's MLP and the logits exist only where something is to be predicted.
@@ -161,7 +161,8 @@ class Sequence {
             float *row = logits[t];
             const int64_t right = wanted[t - sizes.first];
             const float logit = row[right];
-            total += softmax(row, sizes.d_vocab, padded(sizes.d_vocab)) - logit;
+            const Softmax found = softmax(row, sizes.d_vocab, padded(sizes.d_vocab));
+            total += double(found.top - logit) + found.log_of_sum;
             row[right] -= 1.f;
             for (int c = 0; c < sizes.d_vocab; c += LANES) at(row + c) *= share;
         }

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -30,7 +31,7 @@ def library(own_cache, tmp_path, monkeypatch):
 
     def compile_it():
         compiled.loaded.cache_clear()
-        return compiled.library()
+        return compiled.library().calls
 
     yield compile_it
     compiled.loaded.cache_clear()
@@ -50,6 +51,7 @@ def test_it_is_compiled_once_and_kept_for_its_user_alone(library, own_cache, mon
 
 def test_a_compiler_that_fails_is_asked_once(library, monkeypatch):
     asked, real = [], compiled._compile
+    monkeypatch.setattr(compiled, "COMPILERS", (WITH_COMPILER,))
     monkeypatch.setattr(compiled, "_compile", lambda *arguments: asked.append(1) or real(*arguments))
     compiled.SOURCE.write_text("no C++")
     with pytest.raises(compiled.NoLibraryError, match="cannot compile it"):
@@ -103,7 +105,7 @@ import json, sys
 from pathlib import Path
 from nopos.training import compiled
 compiled.SOURCE = Path({str(compiled.SOURCE)!r})
-print(json.dumps(compiled.library().answer()))
+print(json.dumps(compiled.library().calls.answer()))
 """
     environment = os.environ | {"NOPOS_CACHE_DIR": str(own_cache)}
 
@@ -125,6 +127,28 @@ def test_a_library_without_its_hash_is_not_taken(library, own_cache):
     assert not compiled._is_as_compiled(path)
 
 
+def only(patch, folder, script):
+    """Leave one compiler, which does what the script says."""
+    path = folder.parent.parent / "bin"
+    path.mkdir()
+    (path / "c++").write_text(f"#!/bin/bash\n{script}\n")
+    (path / "c++").chmod(0o755)
+    patch.setenv("PATH", str(path))
+
+
+def full(*arguments, **options):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_compiler_that_works_is_found_behind_one_that_does_not(library, own_cache, monkeypatch):
+    others = os.environ["PATH"]
+    own_cache.mkdir(parents=True, exist_ok=True)
+    only(monkeypatch, own_cache / "kernels", "exit 1")
+    monkeypatch.setattr(compiled, "COMPILERS", ("c++", "g++"))
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{others}")
+    assert library().answer() == 42
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
@@ -140,9 +164,43 @@ def test_a_library_without_its_hash_is_not_taken(library, own_cache):
             lambda patch, folder: folder.chmod(0o777),
             "kernels can be written by others; make it your own, by chmod 700$",
         ),
+        (
+            lambda patch, folder: folder.parent.chmod(0o777),
+            "cache can be written by others; make it your own, by chmod 700$",
+        ),
+        (
+            lambda patch, folder: (folder.rename(folder.with_name("other")), folder.symlink_to("other")),
+            "kernels is no folder but a link to one; remove it$",
+        ),
+        (lambda patch, folder: only(patch, folder, "exit 0"), r"makes what cannot be loaded \(No such file"),
+        (
+            lambda patch, folder: only(patch, folder, 'case $1 in --version) ;; *) echo no > "${@: -1}" ;; esac'),
+            r"makes what cannot be loaded \(",
+        ),
+        (
+            lambda patch, folder: only(
+                patch, folder, r"case $1 in --version) ;; *) printf 'error \377' >&2; exit 1 ;; esac"
+            ),
+            r"cannot compile it \(error \ufffd\)$",
+        ),
+        (lambda patch, folder: patch.setattr(tempfile, "TemporaryDirectory", full), "No space left on device"),
         (lambda patch, folder: (folder.rmdir(), folder.write_text("")), "kernels cannot be written"),
     ],
-    ids=["no compiler", "another processor", "another system", "no C++", "a flag", "a folder of all", "no folder"],
+    ids=[
+        "no compiler",
+        "another processor",
+        "another system",
+        "no C++",
+        "a flag",
+        "a folder of all",
+        "a cache of all",
+        "a link",
+        "a compiler that makes nothing",
+        "one that makes no library",
+        "one that writes no UTF-8",
+        "a full disk",
+        "no folder",
+    ],
 )
 def test_where_it_cannot_be_compiled_the_reason_is_a_phrase(library, own_cache, monkeypatch, spoil, reason):
     folder = own_cache / "kernels"
