@@ -26,7 +26,7 @@ int models_together(const Sizes &sizes) {
 
 // What one model needs: weights, their transposes, gradients by block; and a thread for its sequence.
 long numbers_of_model(const Model &model) {
-    return 2 * model.numbers + model.turned_numbers + (blocks(model.sizes) - 1) * model.met;
+    return 2 * model.numbers + model.transposed_numbers + (blocks(model.sizes) - 1) * model.met;
 }
 long numbers_of_sequence(const Model &model) { return padded(Sequence(model, nullptr).used(nullptr)); }
 
@@ -36,8 +36,8 @@ float *aligned(float *work) { return work + (-(reinterpret_cast<intptr_t>(work) 
 template <class Number>
 Parameters<Number> of_model(const Sizes &sizes, Number *const *stacked, const int64_t *from_model_to_model, long model) {
     Parameters<Number> found;
-    for (int name = 0; name < BLOCKS + sizes.layers * OF_BLOCK + OF_END; ++name)
-        found.at.push_back(stacked[name] ? stacked[name] + model * from_model_to_model[name] : nullptr);
+    for (int name = 0; name < FIRST_LAYER + sizes.layers * OF_LAYER + OF_END; ++name)
+        found.first.push_back(stacked[name] ? stacked[name] + model * from_model_to_model[name] : nullptr);
     return found;
 }
 
@@ -45,7 +45,7 @@ Parameters<Number> of_model(const Sizes &sizes, Number *const *stacked, const in
 struct Member {
     const Parameters<const float> parameters;
     const Parameters<float> d_parameters;
-    float *weights, *turned, *gradients;
+    float *weights, *transposed, *gradients;
     float *gradients_of(const Model &model, int block) const {  // those of the first have room for what the weights are made of
         return gradients + (block == 0 ? 0 : model.numbers + (block - 1) * model.met);
     }
@@ -82,14 +82,14 @@ void losses_and_gradients(const Sizes *given, const float *const *parameters, co
             float *const own = numbers + m * numbers_of_model(model);
             members.push_back({of_model(sizes, parameters, to_next_parameters, start + m),
                                of_model(sizes, gradients, to_next_gradients, start + m), own, own + model.numbers,
-                               own + model.numbers + model.turned_numbers});
+                               own + model.numbers + model.transposed_numbers});
         }
 #pragma omp parallel num_threads(sizes.threads)
         {
 #pragma omp for schedule(dynamic)
             for (int item = 0; item < count * parts; ++item) {
                 const Member &member = members[item / parts];
-                Weights(model, member.parameters, member.weights, member.turned).make(item % parts);
+                Weights(model, member.parameters, member.weights, member.transposed).make(item % parts);
             }
 #pragma omp for schedule(dynamic)
             for (int item = 0; item < count * of_batch; ++item) {
@@ -101,7 +101,7 @@ void losses_and_gradients(const Sizes *given, const float *const *parameters, co
                 Sequence sequence(model, scratch + omp_get_thread_num() * of_sequence);
                 for (long s = before + block * per_block; s < before + std::min((block + 1) * per_block, sizes.batch); ++s)
                     block_losses[start * of_batch + item] += sequence.losses_and_gradients(
-                        member.weights, member.turned, tokens + s * sizes.pos, wanted + s * predicted, share, own);
+                        member.weights, member.transposed, tokens + s * sizes.pos, wanted + s * predicted, share, own);
             }
 #pragma omp for schedule(dynamic)
             for (int item = 0; item < count * parts; ++item) {
@@ -110,7 +110,7 @@ void losses_and_gradients(const Sizes *given, const float *const *parameters, co
                 const long first = part == 0 ? 0 : model.ends[part - 1];
                 for (int block = 1; block < of_batch; ++block)
                     add(member.gradients_of(model, block) + first, member.gradients + first, model.ends[part] - first);
-                Weights(model, member.parameters, member.weights, member.turned)
+                Weights(model, member.parameters, member.weights, member.transposed)
                     .back(part, member.gradients, member.d_parameters);
             }
         }
@@ -130,7 +130,7 @@ int64_t workspace_to_orthogonalize(int32_t rows, int32_t columns, int32_t thread
 
 // Each of so many matrices, [rows, columns] one after another, with its singular values brought near 1.
 void orthogonalize(int32_t matrices, int32_t rows, int32_t columns, int32_t threads, const float *coefficients,
-                   int32_t rounds, const float *from, float *work, float *to) {
+                   int32_t rounds, float *from, float *work, float *to) {
     const int low = std::min(rows, columns), high = std::max(rows, columns);
     float *const scratch = aligned(work);
     const long of_thread = NewtonSchulz(low, high, nullptr).used(nullptr), size = long(rows) * columns;

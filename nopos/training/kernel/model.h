@@ -15,24 +15,24 @@ extern "C" struct Sizes {  // as `fused.py` gives them
 namespace {
 
 // Parameters in the order of `parameter_shapes`: two, sixteen of each layer, four.
-enum { W_E, W_POS, BLOCKS };
-enum { LN1_W, LN1_B, W_Q, W_K, W_V, B_Q, B_K, B_V, W_O, B_O, LN2_W, LN2_B, W_IN, B_IN, W_OUT, B_OUT, OF_BLOCK };
+enum { W_E, W_POS, FIRST_LAYER };
+enum { LN1_W, LN1_B, W_Q, W_K, W_V, B_Q, B_K, B_V, W_O, B_O, LN2_W, LN2_B, W_IN, B_IN, W_OUT, B_OUT, OF_LAYER };
 enum { LN_FINAL_W, LN_FINAL_B, W_U, B_U, OF_END };
 
 // Where one model's parameters, or the gradients by them, begin; rows are not padded.
 template <class Number>
 struct Parameters {
-    std::vector<Number *> at;
-    Number *operator[](int name) const { return at[name]; }
-    Number *of_block(int layer, int name) const { return at[BLOCKS + layer * OF_BLOCK + name]; }
-    Number *last(int name, int layers) const { return at[BLOCKS + layers * OF_BLOCK + name]; }
+    std::vector<Number *> first;
+    Number *operator[](int name) const { return first[name]; }
+    Number *of_layer(int layer, int name) const { return first[FIRST_LAYER + layer * OF_LAYER + name]; }
+    Number *last(int name, int layers) const { return first[FIRST_LAYER + layers * OF_LAYER + name]; }
 };
 
 // A matrix among a model's weights: `at` is where it begins, in the weights as in the gradients by them.
 struct Matrix {
     int rows, columns;
-    long at, row;
-    long turned, turned_row;  // its transpose among the turned weights, if it has one there
+    long first, stride;
+    long transposed, transposed_stride;  // its transpose among the transposed weights, if it has one there
 };
 
 struct Affine {
@@ -61,7 +61,7 @@ struct Layer {
 class Model {
   public:
     Sizes sizes;
-    long met = 0, numbers = 0, turned_numbers = 0;
+    long met = 0, numbers = 0, transposed_numbers = 0;
     Matrix embed, positions;
     Affine unembed;
     std::vector<Layer> layers;
@@ -89,10 +89,10 @@ class Model {
     int width() const { return sizes.products_act ? sizes.d_model : sizes.d_head; }
 
   private:
-    Matrix matrix(int rows, int columns, bool is_turned = false) {
-        const Matrix made{rows, columns, numbers, stride(columns), turned_numbers, is_turned ? stride(rows) : 0};
-        numbers += rows * made.row;
-        turned_numbers += columns * made.turned_row;
+    Matrix matrix(int rows, int columns, bool is_transposed = false) {
+        const Matrix made{rows, columns, numbers, stride_for(columns), transposed_numbers, is_transposed ? stride_for(rows) : 0};
+        numbers += rows * made.stride;
+        transposed_numbers += columns * made.transposed_stride;
         return made;
     }
 

@@ -10,36 +10,36 @@ namespace {
 class NewtonSchulz {
   public:
     NewtonSchulz(int rows, int columns, float *scratch) : rows(rows), columns(columns), next(scratch) {
-        X = matrix(rows, columns), product = matrix(rows, columns), turned = matrix(columns, rows);
+        X = matrix(rows, columns), product = matrix(rows, columns), transposed = matrix(columns, rows);
         gram = matrix(rows, rows), polynomial = matrix(rows, rows);
     }
 
     long used(const float *scratch) const { return next - scratch; }
 
     // `from` and `to` are not padded, and transposed if the matrix is.
-    void operator()(const float *from, bool is_turned, const float *coefficients, int rounds, float *to) {
-        load(from, is_turned);
+    void operator()(float *from, bool is_transposed, const float *coefficients, int rounds, float *to) {
+        load(from, is_transposed);
         for (int round = 0; round < rounds; ++round) iterate(coefficients[0], coefficients[1], coefficients[2]);
-        store(to, is_turned);
+        store(to, is_transposed);
     }
 
   private:
     const int rows, columns;
     float *next;
-    Rows X, product, turned, gram, polynomial;
+    Rows X, product, transposed, gram, polynomial;
 
     Rows matrix(int rows, int columns) {
-        const Rows made{next, stride(columns)};
-        next += long(rows) * stride(columns);
+        const Rows made{next, stride_for(columns)};
+        next += long(rows) * stride_for(columns);
         return made;
     }
 
-    void load(const float *from, bool is_turned) {
+    void load(float *from, bool is_transposed) {
         Vector squares{};
-        if (is_turned) transpose(columns, rows, from, rows, X);
+        if (is_transposed) transpose(columns, rows, {from, rows}, X);
         for (int r = 0; r < rows; ++r) {
-            if (!is_turned) std::copy_n(from + long(r) * columns, columns, X[r]);
-            std::fill(X[r] + columns, X[r] + X.row, 0.f);
+            if (!is_transposed) std::copy_n(from + long(r) * columns, columns, X[r]);
+            std::fill(X[r] + columns, X[r] + X.stride, 0.f);
             for (int c = 0; c < columns; c += LANES) squares += at(X[r] + c) * at(X[r] + c);
         }
         const float norm = std::max(std::sqrt(sum(squares)), 1e-7f);
@@ -49,21 +49,21 @@ class NewtonSchulz {
 
     // X to a X + (b G + c G G) X, where G is X X^T.
     void iterate(float a, float b, float c) {
-        transpose(rows, columns, X.at, X.row, turned);
-        multiply<false>(rows, rows, columns, X.left(), turned.at, turned.row, gram.at, gram.row);
-        multiply<false>(rows, rows, rows, gram.left(), gram.at, gram.row, polynomial.at, polynomial.row);
+        transpose(rows, columns, X, transposed);
+        multiply<false>(rows, rows, columns, X.left(), transposed, gram);
+        multiply<false>(rows, rows, rows, gram.left(), gram, polynomial);
         for (int r = 0; r < rows; ++r) {
             for (int k = 0; k < rows; k += LANES) at(polynomial[r] + k) = b * at(gram[r] + k) + c * at(polynomial[r] + k);
             polynomial[r][r] += a;
         }
-        multiply<false>(rows, columns, rows, polynomial.left(), X.at, X.row, product.at, product.row);
+        multiply<false>(rows, columns, rows, polynomial.left(), X, product);
         const Rows before = X;
         X = product, product = before;
     }
 
-    void store(float *to, bool is_turned) const {
+    void store(float *to, bool is_transposed) const {
         for (int r = 0; r < rows; ++r)
-            for (int c = 0; c < columns; ++c) to[is_turned ? long(c) * rows + r : long(r) * columns + c] = X[r][c];
+            for (int c = 0; c < columns; ++c) to[is_transposed ? long(c) * rows + r : long(r) * columns + c] = X[r][c];
     }
 };
 

@@ -10,15 +10,6 @@ namespace {
 
 constexpr float EPSILON = 1e-5f;  // LayerNorm's
 
-struct Rows {
-    float *at;
-    long row;
-    float *operator[](int number) const { return at + number * row; }
-    Rows from(int number) const { return {at + number * row, row}; }
-    Left left() const { return {at, row, 1}; }
-    Left transposed() const { return {at, 1, row}; }
-};
-
 inline float largest(Vector values) {
     float most = values[0];
     for (int lane = 1; lane < LANES; ++lane) most = std::max(most, values[lane]);
@@ -53,10 +44,10 @@ inline void add_rows(int first, int end, Rows from, float *to, int columns) {
 }
 
 // [rows, columns] to [columns, rows], padded with zeros.
-inline void transpose(int rows, int columns, const float *from, long from_row, Rows to) {
+inline void transpose(int rows, int columns, Rows from, Rows to) {
     for (int c = 0; c < columns; ++c) {
-        for (int r = 0; r < rows; ++r) to[c][r] = from[r * from_row + c];
-        std::fill(to[c] + rows, to[c] + to.row, 0.f);
+        for (int r = 0; r < rows; ++r) to[c][r] = from[r][c];
+        std::fill(to[c] + rows, to[c] + to.stride, 0.f);
     }
 }
 

@@ -8,7 +8,7 @@
 namespace {
 
 struct HeadRows {
-    Rows q, k, v, turned, pattern, z;
+    Rows q, k, v, transposed, pattern, z;
 };
 
 struct LayerRows {
@@ -18,8 +18,7 @@ struct LayerRows {
     Rows hidden;
 };
 
-// Forward and back through one sequence. `weights` and their transposes, `turned`, are a model's; `gradients` lie as the
-// weights do.
+// Forward and back through one sequence. `weights` and `transposed` are a model's; `gradients` lie as the weights do.
 class Sequence {
   public:
     Sequence(const Model &model, float *scratch) : model(model), sizes(model.sizes), next(scratch) {
@@ -27,7 +26,7 @@ class Sequence {
             LayerRows made{rows(sizes.d_model), rows(sizes.d_model), numbers(sizes.pos), numbers(sizes.pos), {}, {}};
             for (int head = 0; head < sizes.heads; ++head)
                 made.heads.push_back({rows(model.width()), rows(model.width()), rows(model.width()),
-                                      {numbers(long(model.width()) * stride(sizes.pos)), stride(sizes.pos)},
+                                      {numbers(long(model.width()) * stride_for(sizes.pos)), stride_for(sizes.pos)},
                                       rows(sizes.pos), rows(model.width())});
             made.hidden = rows(sizes.d_mlp);
             layers.push_back(made);
@@ -41,9 +40,9 @@ class Sequence {
     long used(const float *scratch) const { return next - scratch; }
 
     // Adds the sequence's gradients times `share`; gives the sum of its losses in nats.
-    double losses_and_gradients(const float *weights, const float *turned, const int64_t *tokens, const int64_t *wanted,
+    double losses_and_gradients(float *weights, float *transposed, const int64_t *tokens, const int64_t *wanted,
                                 float share, float *gradients) {
-        this->weights = weights, this->turned = turned, this->gradients = gradients, this->tokens = tokens;
+        this->weights = weights, this->transposed = transposed, this->gradients = gradients, this->tokens = tokens;
         embed();
         for (int layer = 0; layer < sizes.layers; ++layer) {
             attention(layer);
@@ -66,8 +65,7 @@ class Sequence {
     std::vector<LayerRows> layers;
     Rows residual, read, logits, d_residual, d_read, d_hidden, d_pattern, d_q, d_k, d_v, d_z;
     float *scale;
-    const float *weights, *turned;
-    float *gradients;
+    float *weights, *transposed, *gradients;
     const int64_t *tokens;
 
     float *numbers(long count) {
@@ -75,9 +73,11 @@ class Sequence {
         next += padded(count);
         return made;
     }
-    Rows rows(int columns) { return {numbers(sizes.pos * stride(columns)), stride(columns)}; }
-    const float *of(const Matrix &matrix) const { return weights + matrix.at; }
-    float *gradient(const Matrix &matrix) const { return gradients + matrix.at; }
+    Rows rows(int columns) { return {numbers(sizes.pos * stride_for(columns)), stride_for(columns)}; }
+    // The weights are only read; Rows are of numbers that can be written.
+    Rows of(const Matrix &matrix) const { return {weights + matrix.first, matrix.stride}; }
+    Rows transposed_of(const Matrix &matrix) const { return {transposed + matrix.transposed, matrix.transposed_stride}; }
+    Rows gradient(const Matrix &matrix) const { return {gradients + matrix.first, matrix.stride}; }
     // The last layer's MLP and the logits exist only where something is to be predicted.
     int first_in_mlp(int layer) const { return layer == sizes.layers - 1 ? sizes.first : 0; }
 
@@ -85,8 +85,8 @@ class Sequence {
 
     void embed() {
         for (int t = 0; t < sizes.pos; ++t) {
-            copy(of(model.embed) + tokens[t] * model.embed.row, residual[t], sizes.d_model);
-            if (sizes.learned_positions) add(of(model.positions) + t * model.positions.row, residual[t], sizes.d_model);
+            copy(of(model.embed)[tokens[t]], residual[t], sizes.d_model);
+            if (sizes.learned_positions) add(of(model.positions)[t], residual[t], sizes.d_model);
         }
     }
 
@@ -95,46 +95,45 @@ class Sequence {
         LayerRows &kept = layers[number];
         if (!layer.knows_only_tokens) normalize_residual(0, kept.read, kept.scale);
         if (!sizes.products_act)
-            for (int t = 0; t < sizes.pos; ++t) add(of(layer.o_bias), residual[t], sizes.d_model);
+            for (int t = 0; t < sizes.pos; ++t) add(of(layer.o_bias).first, residual[t], sizes.d_model);
         for (int h = 0; h < sizes.heads; ++h) {
             const Head &head = layer.heads[h];
-            HeadRows &rows = kept.heads[h];
-            project(layer, head.q, kept.read, rows.q);
-            project(layer, head.v, kept.read, rows.v);
-            if (sizes.products_act && !layer.knows_only_tokens) rows.k = kept.read;
-            else project(layer, head.k, kept.read, rows.k);
-            attend(rows);
+            HeadRows &own = kept.heads[h];
+            project(layer, head.q, kept.read, own.q);
+            project(layer, head.v, kept.read, own.v);
+            if (sizes.products_act && !layer.knows_only_tokens) own.k = kept.read;
+            else project(layer, head.k, kept.read, own.k);
+            attend(own);
             if (sizes.products_act)
-                for (int t = 0; t < sizes.pos; ++t) add(rows.z[t], residual[t], sizes.d_model);
+                for (int t = 0; t < sizes.pos; ++t) add(own.z[t], residual[t], sizes.d_model);
             else
-                multiply<true>(sizes.pos, sizes.d_model, model.width(), rows.z.left(), of(head.o), head.o.row, residual.at,
-                               residual.row);
+                multiply<true>(sizes.pos, sizes.d_model, model.width(), own.z.left(), of(head.o), residual);
         }
     }
 
     void project(const Layer &layer, const Affine &map, Rows read, Rows out) {
         if (layer.knows_only_tokens)
-            for (int t = 0; t < sizes.pos; ++t) copy(of(map.W) + tokens[t] * map.W.row, out[t], map.W.columns);
+            for (int t = 0; t < sizes.pos; ++t) copy(of(map.W)[tokens[t]], out[t], map.W.columns);
         else
             affine(0, map, read, out);
     }
 
     // Softmax attention; the queries come scaled. Bands of queries skip the keys that the causal mask hides from all.
     void attend(HeadRows &head) {
-        transpose(sizes.pos, model.width(), head.k.at, head.k.row, head.turned);
+        transpose(sizes.pos, model.width(), head.k, head.transposed);
         for (int low = 0, high; low < sizes.pos; low = high) {
             high = band_end(low);
             const int keys = seen(high);
-            multiply<false>(high - low, keys, model.width(), head.q.from(low).left(), head.turned.at, head.turned.row,
-                            head.pattern[low], head.pattern.row);
+            multiply<false>(high - low, keys, model.width(), head.q.from(low).left(), head.transposed,
+                            head.pattern.from(low));
             for (int query = low; query < high; ++query) softmax(head.pattern[query], seen(query + 1), padded(keys));
-            multiply<false>(high - low, model.width(), keys, head.pattern.from(low).left(), head.v.at, head.v.row,
-                            head.z[low], head.z.row);
+            multiply<false>(high - low, model.width(), keys, head.pattern.from(low).left(), head.v, head.z.from(low));
         }
     }
 
     int band_end(int low) const { return sizes.causal ? std::min(low + LANES, sizes.pos) : sizes.pos; }
     int seen(int high) const { return sizes.causal ? high : sizes.pos; }
+    int first_to_see(int key) const { return sizes.causal ? key : 0; }
 
     void mlp(int number) {
         const Layer &layer = model.layers[number];
@@ -147,9 +146,9 @@ class Sequence {
                 Vector &value = at(kept.hidden[t] + c);
                 value = value > 0.f ? value : Vector{};
             }
-        for (int t = first; t < sizes.pos; ++t) add(of(layer.out.b), residual[t], sizes.d_model);
-        multiply<true>(count, sizes.d_model, sizes.d_mlp, kept.hidden.from(first).left(), of(layer.out.W), layer.out.W.row,
-                       residual[first], residual.row);
+        for (int t = first; t < sizes.pos; ++t) add(of(layer.out.b).first, residual[t], sizes.d_model);
+        multiply<true>(count, sizes.d_model, sizes.d_mlp, kept.hidden.from(first).left(), of(layer.out.W),
+                       residual.from(first));
     }
 
     // The sum of the losses; leaves their gradient by logit in place of the logits.
@@ -197,20 +196,20 @@ class Sequence {
     void back_through_attention(int number) {
         const Layer &layer = model.layers[number];
         LayerRows &kept = layers[number];
-        if (!sizes.products_act) add_rows(0, sizes.pos, d_residual, gradient(layer.o_bias), sizes.d_model);
+        if (!sizes.products_act) add_rows(0, sizes.pos, d_residual, gradient(layer.o_bias).first, sizes.d_model);
         if (!layer.knows_only_tokens)
             for (int t = 0; t < sizes.pos; ++t) std::fill_n(d_read[t], padded(sizes.d_model), 0.f);
         for (int h = 0; h < sizes.heads; ++h) {
             const Head &head = layer.heads[h];
-            HeadRows &rows = kept.heads[h];
+            HeadRows &own = kept.heads[h];
             Rows written = d_residual;
             if (!sizes.products_act) {
-                multiply<true>(model.width(), sizes.d_model, sizes.pos, rows.z.transposed(), d_residual.at, d_residual.row,
-                               gradient(head.o), head.o.row);
+                multiply<true>(model.width(), sizes.d_model, sizes.pos, own.z.left_transposed(), d_residual,
+                               gradient(head.o));
                 back_to_rows<false>(0, head.o, d_residual, d_z);
                 written = d_z;
             }
-            back_through_attend(rows, written);
+            back_through_attend(own, written);
             back_through_project(layer, head.q, kept.read, d_q);
             back_through_project(layer, head.v, kept.read, d_v);
             if (sizes.products_act && !layer.knows_only_tokens)
@@ -222,31 +221,28 @@ class Sequence {
     }
 
     void back_through_attend(HeadRows &head, Rows d_written) {
-        transpose(sizes.pos, model.width(), head.v.at, head.v.row, head.turned);
+        const int width = model.width();
+        transpose(sizes.pos, width, head.v, head.transposed);
         for (int low = 0, high; low < sizes.pos; low = high) {
             high = band_end(low);
-            const int keys = seen(high);
-            multiply<false>(high - low, keys, model.width(), d_written.from(low).left(), head.turned.at, head.turned.row,
-                            d_pattern[low], d_pattern.row);
-            multiply<false>(high - low, model.width(), sizes.pos - (sizes.causal ? low : 0),
-                            {head.pattern[sizes.causal ? low : 0] + low, 1, head.pattern.row},
-                            d_written[sizes.causal ? low : 0], d_written.row, d_v[low], d_v.row);
-            for (int query = low; query < high; ++query)
-                back_through_softmax(head.pattern[query], d_pattern[query], padded(keys));
-            multiply<false>(high - low, model.width(), keys, d_pattern.from(low).left(), head.k.at, head.k.row, d_q[low],
-                            d_q.row);
+            const int keys = seen(high), query = first_to_see(low), queries = sizes.pos - query;
+            multiply<false>(high - low, keys, width, d_written.from(low).left(), head.transposed, d_pattern.from(low));
+            multiply<false>(high - low, width, queries, head.pattern.from(query).left_transposed().from(low),
+                            d_written.from(query), d_v.from(low));
+            for (int t = low; t < high; ++t) back_through_softmax(head.pattern[t], d_pattern[t], padded(keys));
+            multiply<false>(high - low, width, keys, d_pattern.from(low).left(), head.k, d_q.from(low));
         }
-        for (int low = 0, high; low < sizes.pos; low = high) {  // by key: from the queries that see it
+        for (int low = 0, high; low < sizes.pos; low = high) {  // by key, now that all queries have their gradients
             high = band_end(low);
-            const int query = sizes.causal ? low : 0;
-            multiply<false>(high - low, model.width(), sizes.pos - query, {d_pattern[query] + low, 1, d_pattern.row},
-                            head.q[query], head.q.row, d_k[low], d_k.row);
+            const int query = first_to_see(low);
+            multiply<false>(high - low, width, sizes.pos - query, d_pattern.from(query).left_transposed().from(low),
+                            head.q.from(query), d_k.from(low));
         }
     }
 
     void back_through_project(const Layer &layer, const Affine &map, Rows read, Rows d_out) {
         if (layer.knows_only_tokens) {
-            for (int t = 0; t < sizes.pos; ++t) add(d_out[t], gradient(map.W) + tokens[t] * map.W.row, map.W.columns);
+            for (int t = 0; t < sizes.pos; ++t) add(d_out[t], gradient(map.W)[tokens[t]], map.W.columns);
             return;
         }
         back_through_affine(0, map, read, d_out);
@@ -255,30 +251,28 @@ class Sequence {
 
     void back_through_embed() {
         for (int t = 0; t < sizes.pos; ++t) {
-            add(d_residual[t], gradient(model.embed) + tokens[t] * model.embed.row, sizes.d_model);
+            add(d_residual[t], gradient(model.embed)[tokens[t]], sizes.d_model);
             if (sizes.learned_positions)
-                add(d_residual[t], gradient(model.positions) + t * model.positions.row, sizes.d_model);
+                add(d_residual[t], gradient(model.positions)[t], sizes.d_model);
         }
     }
 
     // -- what stages share --
 
     void affine(int first, const Affine &map, Rows in, Rows out) const {
-        for (int t = first; t < sizes.pos; ++t) copy(of(map.b), out[t], map.W.columns);
-        multiply<true>(sizes.pos - first, map.W.columns, map.W.rows, in.from(first).left(), of(map.W), map.W.row, out[first],
-                       out.row);
+        for (int t = first; t < sizes.pos; ++t) copy(of(map.b).first, out[t], map.W.columns);
+        multiply<true>(sizes.pos - first, map.W.columns, map.W.rows, in.from(first).left(), of(map.W), out.from(first));
     }
 
     void back_through_affine(int first, const Affine &map, Rows in, Rows d_out) const {
-        add_rows(first, sizes.pos, d_out, gradient(map.b), map.W.columns);
-        multiply<true>(map.W.rows, map.W.columns, sizes.pos - first, in.from(first).transposed(), d_out[first], d_out.row,
-                       gradient(map.W), map.W.row);
+        add_rows(first, sizes.pos, d_out, gradient(map.b).first, map.W.columns);
+        multiply<true>(map.W.rows, map.W.columns, sizes.pos - first, in.from(first).left_transposed(), d_out.from(first),
+                       gradient(map.W));
     }
 
     template <bool ADD>
     void back_to_rows(int first, const Matrix &W, Rows d_out, Rows d_in) const {
-        multiply<ADD>(sizes.pos - first, W.rows, W.columns, d_out.from(first).left(), turned + W.turned, W.turned_row,
-                      d_in[first], d_in.row);
+        multiply<ADD>(sizes.pos - first, W.rows, W.columns, d_out.from(first).left(), transposed_of(W), d_in.from(first));
     }
 
     void normalize_residual(int first, Rows out, float *scale) const {

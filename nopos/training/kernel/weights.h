@@ -16,11 +16,11 @@ inline float dot(const float *left, const float *right, int count) {
     return total;
 }
 
-// One model's weights and their transposes, `turned`.
+// One model's weights and their transposes, `transposed`.
 class Weights {
   public:
-    Weights(const Model &model, const Parameters<const float> &parameters, float *weights, float *turned)
-        : model(model), sizes(model.sizes), parameters(parameters), weights(weights), turned(turned) {}
+    Weights(const Model &model, const Parameters<const float> &parameters, float *weights, float *transposed)
+        : model(model), sizes(model.sizes), parameters(parameters), weights(weights), transposed(transposed) {}
 
     // A part is a layer's attention, its MLP, ..., the unembedding; the embedding goes with the first.
     void make(int part) {
@@ -63,16 +63,16 @@ class Weights {
     const Model &model;
     const Sizes &sizes;
     const Parameters<const float> &parameters;
-    float *weights, *turned, *gradients = nullptr;
+    float *weights, *transposed, *gradients = nullptr;
     const Parameters<float> *d_parameters = nullptr;
 
-    const float *block(int layer, int name) const { return parameters.of_block(layer, name); }
+    const float *block(int layer, int name) const { return parameters.of_layer(layer, name); }
     const float *last(int name) const { return parameters.last(name, sizes.layers); }
-    float *d_block(int layer, int name) const { return d_parameters->of_block(layer, name); }
+    float *d_block(int layer, int name) const { return d_parameters->of_layer(layer, name); }
     float *d_last(int name) const { return d_parameters->last(name, sizes.layers); }
-    Rows of(const Matrix &matrix) const { return {weights + matrix.at, matrix.row}; }
-    Rows turned_of(const Matrix &matrix) const { return {turned + matrix.turned, matrix.turned_row}; }
-    Rows gradient(const Matrix &matrix) const { return {gradients + matrix.at, matrix.row}; }
+    Rows of(const Matrix &matrix) const { return {weights + matrix.first, matrix.stride}; }
+    Rows transposed_of(const Matrix &matrix) const { return {transposed + matrix.transposed, matrix.transposed_stride}; }
+    Rows gradient(const Matrix &matrix) const { return {gradients + matrix.first, matrix.stride}; }
     void clear(float *of_layer_norm) const { std::fill_n(of_layer_norm, sizes.d_model, 0.f); }
 
     // Where the products act they carry the scale of the scores in the keys, else the queries do.
@@ -100,10 +100,10 @@ class Weights {
             fold(ln_w, ln_b, block(number, W_V) + W, block(number, B_V) + b, 1.f, head.read_v);
             pad(block(number, W_O) + W, head.o);
             if (!sizes.products_act) continue;
-            through(head.read_q, turned_of(head.read_k.W), head.query);
+            through(head.read_q, transposed_of(head.read_k.W), head.query);
             // A query's pattern sums to 1, so what is added to every value is added to what it gathers.
             through(head.read_v, of(head.o), head.value);
-            for (int c = 0; c < sizes.d_model; ++c) of(head.value.b).at[c] += block(number, B_O)[c];
+            for (int c = 0; c < sizes.d_model; ++c) of(head.value.b).first[c] += block(number, B_O)[c];
         }
         if (!sizes.products_act) pad(block(number, B_O), layer.o_bias);
         if (layer.knows_only_tokens) make_tables(layer);
@@ -112,12 +112,11 @@ class Weights {
     // Every token's query, key and value.
     void make_tables(const Layer &layer) {
         const Rows read = of(layer.token_read);
-        normalize(0, sizes.d_vocab, sizes.d_model, of(model.embed), read, of(layer.token_scale).at);
+        normalize(0, sizes.d_vocab, sizes.d_model, of(model.embed), read, of(layer.token_scale).first);
         for (const Head &head : layer.heads) {
             for_each_table(head, [&](const Affine &map, const Matrix &table) {
-                for (int token = 0; token < sizes.d_vocab; ++token) copy(of(map.b).at, of(table)[token], table.columns);
-                multiply<true>(sizes.d_vocab, table.columns, sizes.d_model, read.left(), of(map.W).at, map.W.row,
-                               of(table).at, table.row);
+                for (int token = 0; token < sizes.d_vocab; ++token) copy(of(map.b).first, of(table)[token], table.columns);
+                multiply<true>(sizes.d_vocab, table.columns, sizes.d_model, read.left(), of(map.W), of(table));
             });
         }
     }
@@ -133,9 +132,9 @@ class Weights {
     // The map that reads normalised rows as this one, of W and b, reads LayerNorm's output, times `scale`.
     void fold(const float *ln_w, const float *ln_b, const float *W, const float *b, float scale, const Affine &to) {
         const Rows out = of(to.W);
-        float *const bias = of(to.b).at;
+        float *const bias = of(to.b).first;
         const int columns = to.W.columns;
-        std::fill_n(bias, to.b.row, 0.f);
+        std::fill_n(bias, to.b.stride, 0.f);
         std::copy_n(b, columns, bias);
         for (int r = 0; r < to.W.rows; ++r) {
             const float factor = scale * ln_w[r];
@@ -143,29 +142,29 @@ class Weights {
                 out[r][c] = factor * W[long(r) * columns + c];
                 bias[c] += ln_b[r] * W[long(r) * columns + c];
             }
-            std::fill(out[r] + columns, out[r] + to.W.row, 0.f);
+            std::fill(out[r] + columns, out[r] + to.W.stride, 0.f);
         }
         for (int c = 0; c < columns; ++c) bias[c] *= scale;
-        turn(to.W);
+        write_transpose(to.W);
     }
 
     // `left`, and then W.
     void through(const Affine &left, Rows W, const Affine &to) const {
         for (const auto &[from, out] : {std::pair{left.W, to.W}, std::pair{left.b, to.b}})
-            multiply<false>(out.rows, out.columns, from.columns, of(from).left(), W.at, W.row, of(out).at, out.row);
-        turn(to.W);
+            multiply<false>(out.rows, out.columns, from.columns, of(from).left(), W, of(out));
+        write_transpose(to.W);
     }
 
     void pad(const float *parameter, const Matrix &to) const {
         for (int r = 0; r < to.rows; ++r) {
             std::copy_n(parameter + long(r) * to.columns, to.columns, of(to)[r]);
-            std::fill(of(to)[r] + to.columns, of(to)[r] + to.row, 0.f);
+            std::fill(of(to)[r] + to.columns, of(to)[r] + to.stride, 0.f);
         }
-        turn(to);
+        write_transpose(to);
     }
 
-    void turn(const Matrix &matrix) const {
-        if (matrix.turned_row) transpose(matrix.rows, matrix.columns, of(matrix).at, matrix.row, turned_of(matrix));
+    void write_transpose(const Matrix &matrix) const {
+        if (matrix.transposed_stride) transpose(matrix.rows, matrix.columns, of(matrix), transposed_of(matrix));
     }
 
     // -- back --
@@ -182,9 +181,9 @@ class Weights {
             if (sizes.products_act) {
                 back_through_through(head.read_q, of(head.read_k.W), head.query);
                 by_right_factor(head.read_q, head.query, gradient(head.read_k.W), head.read_k.W.columns, true);
-                back_through_through(head.read_v, turned_of(head.o), head.value);
+                back_through_through(head.read_v, transposed_of(head.o), head.value);
                 by_right_factor(head.read_v, head.value, gradient(head.o), head.o.columns, false);
-                std::copy_n(gradient(head.value.b).at, sizes.d_model, d_block(number, B_O));
+                std::copy_n(gradient(head.value.b).first, sizes.d_model, d_block(number, B_O));
             }
             back_through_fold(ln_w, ln_b, block(number, W_Q) + W, scale_of_queries(), head.read_q, d_ln_w, d_ln_b,
                               d_block(number, W_Q) + W, d_block(number, B_Q) + b);
@@ -202,38 +201,35 @@ class Weights {
         for (const Head &head : layer.heads) {
             for_each_table(head, [&](const Affine &map, const Matrix &table) {
                 const Rows d_table = gradient(table);
-                add_rows(0, sizes.d_vocab, d_table, gradient(map.b).at, table.columns);
-                multiply<true>(sizes.d_model, table.columns, sizes.d_vocab, read.transposed(), d_table.at, d_table.row,
-                               gradient(map.W).at, map.W.row);
-                multiply<true>(sizes.d_vocab, sizes.d_model, table.columns, d_table.left(), turned_of(map.W).at,
-                               map.W.turned_row, d_read.at, d_read.row);
+                add_rows(0, sizes.d_vocab, d_table, gradient(map.b).first, table.columns);
+                multiply<true>(sizes.d_model, table.columns, sizes.d_vocab, read.left_transposed(), d_table, gradient(map.W));
+                multiply<true>(sizes.d_vocab, sizes.d_model, table.columns, d_table.left(), transposed_of(map.W), d_read);
             });
         }
-        back_through_normalize(0, sizes.d_vocab, sizes.d_model, d_read, read, of(layer.token_scale).at,
+        back_through_normalize(0, sizes.d_vocab, sizes.d_model, d_read, read, of(layer.token_scale).first,
                                gradient(model.embed));
     }
 
-    // Adds the gradient by the left factor of `through`; `turned_W` is the right one's transpose.
-    void back_through_through(const Affine &left, Rows turned_W, const Affine &out) const {
+    // Adds the gradient by the left factor of `through`; `transposed_W` is the right one's transpose.
+    void back_through_through(const Affine &left, Rows transposed_W, const Affine &out) const {
         for (const auto &[from, to] : {std::pair{out.W, left.W}, std::pair{out.b, left.b}})
-            multiply<true>(to.rows, to.columns, from.columns, gradient(from).left(), turned_W.at, turned_W.row,
-                           gradient(to).at, to.row);
+            multiply<true>(to.rows, to.columns, from.columns, gradient(from).left(), transposed_W, gradient(to));
     }
 
     // Adds the gradient by the right factor of `through`, or by its transpose.
-    void by_right_factor(const Affine &left, const Affine &out, Rows d_right, int columns, bool is_turned) const {
+    void by_right_factor(const Affine &left, const Affine &out, Rows d_right, int columns, bool is_transposed) const {
         for (const auto &[from, to] : {std::pair{left.W, out.W}, std::pair{left.b, out.b}}) {
-            const Rows given = is_turned ? of(from) : gradient(to);
-            const Rows turned = is_turned ? gradient(to) : of(from);
-            multiply<true>(is_turned ? to.columns : from.columns, columns, from.rows, turned.transposed(), given.at,
-                           given.row, d_right.at, d_right.row);
+            const Rows given = is_transposed ? of(from) : gradient(to);
+            const Rows other = is_transposed ? gradient(to) : of(from);
+            multiply<true>(is_transposed ? to.columns : from.columns, columns, from.rows, other.left_transposed(), given,
+                           d_right);
         }
     }
 
     void back_through_fold(const float *ln_w, const float *ln_b, const float *W, float scale, const Affine &map,
                            float *d_ln_w, float *d_ln_b, float *d_W, float *d_b) const {
         const Rows d_map = gradient(map.W);
-        const float *const d_bias = gradient(map.b).at;
+        const float *const d_bias = gradient(map.b).first;
         const int columns = map.W.columns;
         for (int r = 0; r < map.W.rows; ++r) {
             const float *const row = W + long(r) * columns;

@@ -256,7 +256,7 @@ int main() {{
     }}
     const float coefficients[] = {{3.4445f, -4.7750f, 2.0315f}};
     for (auto [rows, columns] : {{std::pair{{5, 9}}, std::pair{{33, 7}}, std::pair{{1, 1}}}}) {{
-        const std::vector<float> matrices = drawn(3L * rows * columns);
+        std::vector<float> matrices = drawn(3L * rows * columns);
         std::vector<float> work(workspace_to_orthogonalize(rows, columns, 2)), out(matrices.size());
         orthogonalize(3, rows, columns, 2, coefficients, 5, matrices.data(), work.data(), out.data());
         std::printf("%.3f\\n", std::abs(out[0]) + 1);

@@ -23,9 +23,10 @@ from tests.support.micro import MICRO, noisy_parameters
 CPU = torch.device("cpu")
 OF_NORM = 1e-5
 """Of a tensor's norm: how far the kernel's gradient by it may be from float64's."""
-OF_ROUNDING = 16.0
-"""Or so many times as far as torch's own in float32 is."""
-OF_LARGEST = 4e-7
+OF_ROUNDING = 4.0
+"""Or so many times as far as float32's rounding takes it: as torch's own in float32 is, and as float64's is when every
+parameter is a rounding away, in three draws. In 300 shapes like these the furthest of 11,700 was 1.6 times as far."""
+OF_LARGEST = 2e-7
 """Or so much of the largest tensor's norm: what cancels within one, as in the key bias, is rounded at that size."""
 
 FROM_RELU = 3e-6
@@ -74,13 +75,27 @@ def far(config, stacked, tokens, **task):
     """How far the kernel's losses and gradients are from float64's, each in units of what it may be."""
     in_double = {name: value.double() for name, value in stacked.items()}
     exact = results(config, in_double, tokens, "torch", **task)
-    ours, theirs = (results(config, stacked, tokens, kernel, **task) for kernel in fused.KERNELS)
+    ours = results(config, stacked, tokens, "fused", **task)
     largest = max(value.norm() for value in exact.values())
-    allowed = {
-        name: max(OF_NORM * value.norm(), OF_ROUNDING * (theirs[name] - value).norm(), OF_LARGEST * largest)
+    rounding = dict.fromkeys(exact, torch.zeros(()))
+    for draw in range(3):
+        rng = torch.Generator().manual_seed(draw)
+        away = {
+            name: value * (1 + 2**-23 * torch.randn(value.shape, generator=rng, dtype=torch.float64))
+            for name, value in in_double.items()
+        }
+        for rounded in (
+            results(config, stacked, tokens.roll(draw, dims=1), "torch", **task),
+            results(config, away, tokens, "torch", **task),
+        ):
+            rounding = {name: max(rounding[name], (rounded[name] - value).norm()) for name, value in exact.items()}
+    return {
+        name: (
+            (ours[name] - value).norm()
+            / max(OF_NORM * value.norm(), OF_ROUNDING * rounding[name], OF_LARGEST * largest)
+        ).item()
         for name, value in exact.items()
     }
-    return {name: ((ours[name] - value).norm() / allowed[name]).item() for name, value in exact.items()}
 
 
 SIZES = st.fixed_dictionaries(
