@@ -45,7 +45,7 @@ def engines(device: torch.device) -> list[Engine]:
         Engine("fast trainer, notebook", NOTEBOOK, "fast"),
         Engine("fast trainer, notebook, bfloat16", rough, "fast"),
         *(Engine(f"fast trainer, {members} of sprint", SPRINT, "fast", members) for members in populations),
-        *(by_torch if fused.chosen(device, "full") == "fused" else []),
+        *(by_torch if fused.chosen(SPRINT.model, device, "full") == "fused" else []),
     ]
 
 
@@ -70,7 +70,7 @@ def seconds_for(engine: Engine, steps: int, device_type: str) -> float:
 def _runner(engine: Engine, device: torch.device) -> Callable[[int], object]:
     model, settings = engine.recipe.model, replace(engine.recipe.train, schedule="constant")  # of any length
     if engine.loop == "fast":
-        kernel = fused.chosen(device, settings.precision, engine.kernel)
+        kernel = fused.chosen(model, device, settings.precision, engine.kernel)
 
         def run(steps: int) -> None:
             for seeds in trainer.chunks(model, settings, range(engine.members), device, kernel):

@@ -37,7 +37,7 @@ def growing() -> list[tuple[str, int, Engine]]:
 
 def growth(device: torch.device) -> list[dict[str, float | str]]:
     """How a step grows. Where the fused kernel trains, each is timed in turns with one of the torch kernel."""
-    kernel = fused.chosen(device, "full")
+    kernel = fused.chosen(SPRINT.model, device, "full")
     rows: list[dict[str, float | str]] = []
     for axis, size, engine in tqdm(growing(), desc="growth", unit="point", disable=None, leave=False):
         seconds = step_seconds([replace(engine, kernel=each) for each in dict.fromkeys((kernel, "torch"))], device)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from nopos.environment import environment
+from nopos.model.config import ModelConfig
 from nopos.model.recipes import Precision
 from nopos.training import fused
 from nopos.training.linear import linear
@@ -19,7 +20,7 @@ from nopos.training.linear import linear
 
 def facts(device: torch.device) -> dict[str, Any]:
     """What the ledger says of machine and software, and what speed depends on besides."""
-    reason = fused.why_not(device, "full")
+    reason = fused.why_not(ModelConfig(), device, "full")
     return {
         **environment(),
         "date": time.strftime("%Y-%m-%d"),

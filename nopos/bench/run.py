@@ -29,7 +29,7 @@ def measure(device: torch.device) -> dict[str, Any]:
     notebook_seconds = NOTEBOOK.train.steps * result["engines"][0]["step_ms"] / 1e3
     median = statistics.median(run["seconds"] for run in runs)
     return {
-        "schema": 1,
+        "schema": 2,
         "command": "bench",
         "environment": facts(device),
         **result,

@@ -169,13 +169,15 @@ def train_together(
     """
     start = time.perf_counter()
     label = f"training {recipe.name}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
-    chosen = fused.chosen(device, recipe.train.precision, kernel)
+    chosen = fused.chosen(recipe.model, device, recipe.train.precision, kernel)
     members = trainer.train(recipe.model, recipe.train, seeds, device, label=label, kernel=chosen)
     seconds = round(time.perf_counter() - start, 1)
     made_with: dict[str, Any] = {"seconds": seconds, "together": len(seeds)}
     made_with |= deciding_bits(device, chosen)
     if chosen == "torch":
-        made_with["why_not_fused"] = fused.why_not(device, recipe.train.precision) or "torch was asked for"
+        made_with["why_not_fused"] = (
+            fused.why_not(recipe.model, device, recipe.train.precision) or "torch was asked for"
+        )
     return [_trained(recipe, member, device, made_with) for member in members]
 
 

@@ -36,11 +36,11 @@ class Library:
 
     calls: ctypes.CDLL
     key: str
-    """16 hex digits that stand for sources, compiler, flags and processor, all of which may decide last bits."""
+    """16 hex digits that stand for code, compiler, flags and processor, all of which may decide last bits."""
 
 
 def library() -> Library:
-    """The library of these sources, compiler and processor, compiled now if it has not been yet.
+    """The library of this code, compiler and processor, compiled now if it has not been yet.
 
     Raises:
         NoLibraryError: another system or processor, no compiler, none that works, or no folder of the user's own.
@@ -113,7 +113,7 @@ def _own_folder() -> Path:
 
 
 def _key(compiler: str) -> str:
-    """16 hex digits that stand for sources, compiler, flags and processor."""
+    """16 hex digits that stand for code, compiler, flags and processor."""
     try:
         version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=SECONDS).stdout
         described = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()

@@ -6,6 +6,7 @@ It is called through ctypes and shares torch's threads. Its sums do not depend o
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -22,6 +23,9 @@ from nopos.training import compiled
 Kernel = Literal["fused", "torch"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 IN_ORDER = torch.contiguous_format
+MOST_PARAMETERS = 1_000_000
+"""Of a model that trains by the kernel unless something else is asked for: beyond, a model's weights leave the cache,
+and torch's kernel, which takes many sequences at once, is faster (docs/training.md has the times by size)."""
 
 
 class _Sizes(ctypes.Structure):
@@ -36,8 +40,16 @@ class _Sizes(ctypes.Structure):
     ]  # fmt: skip
 
 
-def why_not(device: torch.device, precision: Precision) -> str | None:
-    """Why the kernel cannot train here, in a phrase; None if it can."""
+def why_not(model: ModelConfig, device: torch.device, precision: Precision) -> str | None:
+    """Why the kernel does not train such a model here unless it is asked to, in a phrase; None if it does."""
+    reason = _cannot(device, precision)
+    if reason is None and (parameters := _parameters(model)) > MOST_PARAMETERS:
+        return f"torch's is faster from {MOST_PARAMETERS:,} parameters on, and this model has {parameters:,}"
+    return reason
+
+
+def _cannot(device: torch.device, precision: Precision) -> str | None:
+    """Why the kernel cannot train here at all."""
     if device.type != "cpu":
         return f"it is for the CPU, and the device is {device.type}"
     if precision != "full":
@@ -49,8 +61,12 @@ def why_not(device: torch.device, precision: Precision) -> str | None:
     return None
 
 
-def chosen(device: torch.device, precision: Precision, wanted: str | None = None) -> Kernel:
-    """The kernel that trains: the wanted one, else the fused one where it can.
+def _parameters(model: ModelConfig) -> int:
+    return sum(math.prod(shape) for name, shape in parameter_shapes(model).items() if trainable(name, model))
+
+
+def chosen(model: ModelConfig, device: torch.device, precision: Precision, wanted: str | None = None) -> Kernel:
+    """The kernel that trains: the wanted one, else the fused one where it can and is faster.
 
     Raises:
         ConfigError: there is no such kernel, or the fused one is wanted where it cannot train.
@@ -59,10 +75,12 @@ def chosen(device: torch.device, precision: Precision, wanted: str | None = None
         require_one_of("kernel", wanted, KERNELS)
     if wanted == "torch":
         return "torch"
-    reason = why_not(device, precision)
-    if wanted == "fused" and reason is not None:
-        raise ConfigError(f"kernel is fused, which cannot train here: {reason}; use torch, or leave it out")
-    return "torch" if reason is not None else "fused"
+    if wanted == "fused":
+        reason = _cannot(device, precision)
+        if reason is not None:
+            raise ConfigError(f"kernel is fused, which cannot train here: {reason}; use torch, or leave it out")
+        return "fused"
+    return "fused" if why_not(model, device, precision) is None else "torch"
 
 
 def losses_and_gradients(

@@ -86,7 +86,7 @@ def train(
         return []
     require_memory(model, settings, device, members=len(seeds), label=label)
     _keep_freed_memory()
-    chosen = fused.chosen(device, settings.precision, kernel)
+    chosen = fused.chosen(model, device, settings.precision, kernel)
     try:
         return _train(model, settings, seeds, device, label, chosen)
     except (MemoryError, RuntimeError) as error:
@@ -103,7 +103,7 @@ def _train(
     optimizer = Optimizer(on_device, settings, kernel)
     streams = [training_batches(model, settings, seed) for seed in seeds]
     losses: list[Float[Tensor, " model"]] = []
-    description = f"{label}, {_named(kernel, device, settings)}"
+    description = f"{label}, {_named(kernel, model, device, settings)}"
     with tqdm(total=settings.steps, desc=description, unit="step", disable=None, leave=False) as progress:
         for step in range(settings.steps):
             tokens = torch.stack([next(stream) for stream in streams]).to(device)
@@ -135,9 +135,9 @@ def _train(
     ]
 
 
-def _named(kernel: Kernel, device: torch.device, settings: TrainConfig) -> str:
-    """Which kernel trains, and why it is not the fused one if that cannot."""
-    reason = fused.why_not(device, settings.precision) if kernel == "torch" else None
+def _named(kernel: Kernel, model: ModelConfig, device: torch.device, settings: TrainConfig) -> str:
+    """Which kernel trains, and why it is not the fused one if it is not."""
+    reason = fused.why_not(model, device, settings.precision) if kernel == "torch" else None
     return f"{kernel} kernel" + (f" ({reason})" if reason is not None else "")
 
 

@@ -20,7 +20,7 @@ def test_the_notebooks_loop_comes_first_and_every_loop_is_there():
     of_sprint = [engine for engine in every if engine.recipe.name == "sprint"]
     assert [engine.members for engine in of_sprint if engine.kernel is None] == [1, 4, 16]
     by_torch = [engine.members for engine in of_sprint if engine.kernel == "torch"]
-    assert by_torch == ([1, 16] if fused.chosen(CPU, "full") == "fused" else [])
+    assert by_torch == ([1, 16] if fused.chosen(ModelConfig(), CPU, "full") == "fused" else [])
     on_cuda = engines.engines(torch.device("cuda"))
     assert [engine.members for engine in on_cuda if engine.recipe.name == "sprint"] == [1, 4, 16, 64, 256]
 

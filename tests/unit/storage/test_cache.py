@@ -140,13 +140,15 @@ def test_an_entry_that_is_being_written_again_is_left_alone(own_cache, tiny_reci
         return real(weights)
 
     monkeypatch.setattr(checkpoints, "load", vanish_first)
-    name = cache._entry_name(tiny_recipe, 0, CPU, fused.chosen(CPU, "full"))
+    name = cache._entry_name(tiny_recipe, 0, CPU, fused.chosen(tiny_recipe.model, CPU, "full"))
     assert cache._cached(own_cache, name) == (None, [])
     assert len(list(own_cache.glob("*.safetensors"))) == 1
 
 
 def test_a_folder_where_the_lock_should_be_is_one_line(own_cache, tiny_recipe):
-    (own_cache / f"{cache._entry_name(tiny_recipe, 0, CPU, fused.chosen(CPU, 'full'))}.lock").mkdir(parents=True)
+    (own_cache / f"{cache._entry_name(tiny_recipe, 0, CPU, fused.chosen(tiny_recipe.model, CPU, 'full'))}.lock").mkdir(
+        parents=True
+    )
     with pytest.raises(StorageError, match="cannot be locked"):
         load_or_train(tiny_recipe, 0, CPU)
 
@@ -298,7 +300,7 @@ from nopos.model.config import ModelConfig
 from nopos.model.recipes import Recipe, TrainConfig
 from nopos.training import fused, trainer
 trainer.members_at_once = lambda *_: 2
-fused.chosen(torch.device("cpu"), "full")  # compiles the kernel, whose own renames do not count
+fused.chosen(ModelConfig(), torch.device("cpu"), "full")  # compiles the kernel, whose own renames do not count
 moment, renames, real = sys.argv[1], 0, pathlib.Path.replace
 def replace(self, target):
     global renames
