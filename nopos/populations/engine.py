@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +28,7 @@ class Done:
     """Why there is no value, in one line; None if there is one."""
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Runs tasks on its workers. A worker that dies takes no task with it: the task is tried again, a few times."""
 

@@ -34,6 +34,10 @@ class State:
         trained = [one for one in self.models if one.name in self.digests]
         return [one for one in trained if one.name not in self.checked and one.name not in self.failures]
 
+    def failed(self) -> list[dict[str, Any]]:
+        """The lines of those that failed, in the order in which the models were asked for."""
+        return [self.failures[one.name] for one in self.models if one.name in self.failures]
+
     def described(self) -> str:
         """How far it is, for the bar."""
         return f"{len(self.checked)} of {len(self.models)} models done, {len(self.failures)} failed"

@@ -135,7 +135,7 @@ def _report(folder: Folder, state: State, spent: Spent, seconds: float, say: Cal
     run = {**counts, "seconds": seconds, **asdict(spent), "bytes": size}
     rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in run.items()}
     folder.write("cost.json", {"schema": 1, "runs": [*folder.runs(), rounded]})
-    for event in list(state.failures.values())[:FAILURES_SHOWN]:
+    for event in state.failed()[:FAILURES_SHOWN]:
         say(f"failed: {event['model']}, {event['during']}: {event['reason']}")
     if failed > FAILURES_SHOWN:
         say(f"and {failed - FAILURES_SHOWN} more, in {folder.path / 'index.jsonl'}")
