@@ -59,7 +59,7 @@ def quick_check(name, given):
 
 
 @pytest.fixture
-def real_work(monkeypatch, own_cache, tiny_recipe, one_claim):
+def real_work(monkeypatch, tiny_recipe, one_claim):
     """`nopos sweep` with a recipe called `tiny`, one claim and no other process."""
     monkeypatch.setattr(InProcess, "done", 0)
     monkeypatch.setattr(InProcess, "most", 10**9)

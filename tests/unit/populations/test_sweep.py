@@ -86,7 +86,7 @@ def test_the_number_of_workers_changes_no_byte(sweep, tmp_path):
     assert others == [first]
 
 
-def test_a_model_is_that_of_nopos_train(sweep, nopos, tmp_path):
+def test_a_model_is_that_of_nopos_train(sweep, nopos, tmp_path, own_cache):
     sweep()
     models = tmp_path / "sweep" / "models"
     model, other = (load(models / f"tiny,peak_lr={rate}-seed-1.safetensors") for rate in ("0.001", "0.002"))
