@@ -53,8 +53,13 @@ def test_a_task_whose_worker_dies_is_tried_again_and_so_are_those_beside_it(engi
     assert (tmp_path / "died").exists()
 
 
+SLOW = "__import__('time').sleep(0.5) or {number}"
+"""Long enough that a worker beside it could die three times."""
+
+
 def test_a_task_that_always_kills_its_worker_fails_and_spoils_no_other(engine):
-    found = results(engine, [Task("deadly", os._exit, (1,)), *(Task(n, abs, (-n,)) for n in (1, 2, 3))])
+    others = [Task(number, eval, (SLOW.format(number=number),)) for number in (1, 2, 3)]
+    found = results(engine, [Task("deadly", os._exit, (1,)), *others])
     assert found == {"deadly": "its worker process died 3 times", 1: 1, 2: 2, 3: 3}
     assert results(engine, [Task("after", abs, (-4,))]) == {"after": 4}
 
