@@ -188,6 +188,16 @@ def test_what_failed_for_another_reason_is_tried_again(sweep, monkeypatch, tmp_p
     assert json.loads((tmp_path / "sweep" / "summary.json").read_text())["failures"] == []
 
 
+def test_a_model_for_whose_training_there_was_no_memory_is_trained_by_the_next_run(sweep, monkeypatch):
+    def without_memory(recipe, seeds, device, kernel):
+        return work.Trained(models=[work.Failed(reason="no memory", final=False) for _ in seeds], seconds=0.1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "train", without_memory)
+        assert "done 0, failed 6" in sweep()[1]
+    assert "done 6, failed 0" in sweep()[1]
+
+
 def test_of_many_failures_the_first_are_printed(nopos, in_process, tmp_path):
     code, out, _ = nopos("sweep", "--out", tmp_path / "s", "--recipe", "tiny", "--seeds", "0-11", "--kernel", "torch",
                          "--grid", "train.peak_lr=1e38")  # fmt: skip
