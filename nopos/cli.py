@@ -1,4 +1,4 @@
-"""The command line: `nopos verify`, `train`, `bench`. Thin; what is slow to import is imported when it is needed."""
+"""The command line: `nopos verify`, `train`, `sweep`, `bench`. Thin; what is slow to import is imported when needed."""
 
 from __future__ import annotations
 
@@ -101,6 +101,28 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=Path, metavar="DIR", help="where the models go (default: the cache)")
     train.set_defaults(run=_train)
 
+    sweep = commands.add_parser(
+        "sweep", help="train a population and check every claim on each model; goes on if stopped"
+    )
+    sweep.add_argument("--out", type=Path, required=True, metavar="DIR", help="the sweep's folder, new or begun before")
+    sweep.add_argument(
+        "--recipe", action="append", required=True, metavar="NAME", help="notebook or sprint; repeatable"
+    )
+    sweep.add_argument("--seeds", required=True, metavar="A-B", help="a range of seeds, both ends included")
+    sweep.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="FIELD=V,V",
+        help="values of a training field, as train.peak_lr=0.02,0.04; repeatable, for all combinations",
+    )
+    sweep.add_argument(
+        "--workers", type=int, metavar="N", help="processes, among which cores are shared (default: cores)"
+    )
+    sweep.add_argument("--device", metavar="D", help="where to train: cpu, the only one so far")
+    sweep.add_argument("--kernel", metavar="K", help="fused or torch (default: fused where it can be compiled)")
+    sweep.set_defaults(run=_sweep)
+
     bench = commands.add_parser("bench", help="how fast training is: every engine side by side; takes some minutes")
     bench.add_argument(
         "--against", metavar="COMMIT", help="time this version against a commit's instead; exits 1 if it is slower"
@@ -167,6 +189,22 @@ def _train(options: argparse.Namespace) -> int:
     return code
 
 
+def _sweep(options: argparse.Namespace) -> int:
+    from nopos.populations import settings, sweep
+
+    wanted = sweep.Wanted(
+        out=options.out,
+        recipes=options.recipe,
+        seeds=_seed_range(options.seeds),
+        grid=settings.grid_of(options.grid),
+        workers=options.workers,
+        device=options.device,
+        kernel=options.kernel,
+        command=options.command,
+    )
+    return OK if sweep.sweep(wanted, say=lambda line: print(line, flush=True)) else UNEXPECTED
+
+
 def _bench(options: argparse.Namespace) -> int:
     from nopos.bench import run, table
     from nopos.storage import checkpoints
@@ -213,19 +251,21 @@ def _print_and_write(path: Path | None, result: dict[str, Any], lines: Sequence[
 
 
 def _seeds(options: argparse.Namespace) -> Sequence[int]:
+    return [options.seed or 0] if options.seeds is None else _seed_range(options.seeds)
+
+
+def _seed_range(text: str) -> range:
     from nopos.model.config import require_seed
 
-    if options.seeds is None:
-        return [options.seed or 0]
     try:
-        first, last = (int(end) for end in options.seeds.split("-"))
+        first, last = (int(end) for end in text.split("-"))
     except ValueError:
         first, last = 1, 0
     if first > last:
-        raise ConfigError(f"seeds is {options.seeds[:40]!r}; it must be a range such as 0-9, from low to high")
+        raise ConfigError(f"seeds is {text[:40]!r}; it must be a range such as 0-9, from low to high")
     require_seed(last)
     if last - first >= MOST_SEEDS:
-        raise ConfigError(f"seeds is {options.seeds!r}; it must be a range of at most {MOST_SEEDS} seeds")
+        raise ConfigError(f"seeds is {text!r}; it must be a range of at most {MOST_SEEDS} seeds")
     return range(first, last + 1)
 
 

@@ -31,6 +31,10 @@ class NotMeasurableError(AnalysisError):
     """A model that lacks what an analysis is about, such as a second layer."""
 
 
+class WorkerError(NoposError):
+    """Processes that do not do the work that they are given."""
+
+
 class ClaimError(NoposError):
     """A claim that breaks a rule of claims: an error in the claim, never a verdict on a model."""
 

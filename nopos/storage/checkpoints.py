@@ -124,7 +124,47 @@ def save(checkpoint: Checkpoint, weights: Path) -> None:
     """
     if checkpoint.train is None:
         raise StorageError(f"{weights}: only a model trained here has the history that a manifest records")
-    manifest = {
+    tensor_files.write_checkpoint(weights, checkpoint.parameters, _manifest(checkpoint))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serialised:
+    """A checkpoint that was trained here in bytes and plain values, for another process or a file."""
+
+    weights: bytes
+    """Of the weights file."""
+    manifest: dict[str, Any]
+    """All of it but the length and digest of the weights."""
+
+
+def serialised(checkpoint: Checkpoint) -> Serialised:
+    """The checkpoint as bytes; equal weights give equal bytes."""
+    return Serialised(weights=tensor_files.serialise(checkpoint.parameters), manifest=_manifest(checkpoint))
+
+
+def deserialised(name: str, given: Serialised) -> Checkpoint:
+    """The checkpoint that the bytes are of.
+
+    Raises:
+        CheckpointError: they are of none; `name` is what the message calls them.
+    """
+    described = _described(Path(name), given.manifest)
+    parameters = parameters_of(tensor_files.deserialised(name, given.weights), described["config"], where=name)
+    return Checkpoint(parameters=parameters, sha256=files.sha256(given.weights), **described)
+
+
+def save_serialised(given: Serialised, weights: Path) -> None:
+    """Write what `serialised` has made as `save` writes it.
+
+    Raises:
+        StorageError: the folder or a file cannot be written.
+    """
+    tensor_files.write_serialised(weights, given.weights, given.manifest)
+
+
+def _manifest(checkpoint: Checkpoint) -> dict[str, Any]:
+    assert checkpoint.train is not None
+    return {
         "schema": 1,
         "recipe": checkpoint.recipe,
         "seed": checkpoint.seed,
@@ -133,7 +173,6 @@ def save(checkpoint: Checkpoint, weights: Path) -> None:
         "made_with": checkpoint.made_with,
         "losses": checkpoint.losses,
     }
-    tensor_files.write_checkpoint(weights, checkpoint.parameters, manifest)
 
 
 def train(recipe: Recipe, seed: int, device: torch.device) -> Checkpoint:
@@ -207,18 +246,22 @@ def made_here(
     made_with: Mapping[str, Any],
 ) -> Checkpoint:
     """A checkpoint of weights that this process trained, with what they were made with."""
-    made_with = {
+    made_with = {**versions(device), **made_with}
+    return Checkpoint(
+        config=recipe.model, parameters=dict(parameters), sha256=files.sha256(tensor_files.serialise(parameters)),
+        recipe=recipe.name, train=recipe.train, seed=seed, losses=tuple(losses), made_with=made_with,
+    )  # fmt: skip
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """The versions and the device that a model trained here is made by."""
+    return {
         "nopos": version("nopos"),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": device.type,
         "sources": sources_hash(),
-        **made_with,
     }
-    return Checkpoint(
-        config=recipe.model, parameters=dict(parameters), sha256=files.sha256(tensor_files.serialise(parameters)),
-        recipe=recipe.name, train=recipe.train, seed=seed, losses=tuple(losses), made_with=made_with,
-    )  # fmt: skip
 
 
 def device_named(name: str | None) -> torch.device:

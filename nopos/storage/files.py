@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from nopos.errors import StorageError
 
@@ -16,6 +17,15 @@ from nopos.errors import StorageError
 def sha256(data: bytes) -> str:
     """Hex digest, 64 digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """The bytes of a file that holds a JSON object; equal objects give equal bytes.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

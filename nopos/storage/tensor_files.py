@@ -23,6 +23,15 @@ _OURS = {"format": "nopos"}
 _TORCH_SUFFIXES = (".pt", ".pth")
 
 
+def deserialised(where: str, data: bytes) -> dict[str, Tensor]:
+    """The tensors in the bytes of a weights file.
+
+    Raises:
+        CheckpointError: they are not all of one; `where` is what the message calls them.
+    """
+    return _safetensors(where, data)
+
+
 def manifest_path(weights: Path) -> Path:
     """The manifest that belongs to a weights file."""
     return weights.with_suffix(".json")
@@ -41,7 +50,11 @@ def write_checkpoint(weights: Path, tensors: Mapping[str, Tensor], manifest: Map
     Raises:
         StorageError: the folder or a file cannot be written.
     """
-    data = serialise(tensors)
+    write_serialised(weights, serialise(tensors), manifest)
+
+
+def write_serialised(weights: Path, data: bytes, manifest: Mapping[str, Any]) -> None:
+    """The same of weights that `serialise` has made into bytes."""
     record = {**manifest, "weights": {"bytes": len(data), "sha256": sha256(data)}}
     committing = (json.dumps(record, indent=1) + "\n").encode()
     with partial_file(weights, data) as new_weights, partial_file(manifest_path(weights), committing) as new_manifest:
@@ -95,7 +108,7 @@ def _is_ours(data: bytes) -> bool:
         return False
 
 
-def _safetensors(path: Path, data: bytes) -> dict[str, Tensor]:
+def _safetensors(path: Path | str, data: bytes) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(data)
     except Exception as error:  # safetensors raises types of its own, KeyError and OSError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,9 @@ FOLDER = "tests/claims"
 CLAIMS = _PACKAGE / "_claims" if _INSTALLED else _PACKAGE.parent / FOLDER
 FIXTURES = _PACKAGE / "_fixtures" if _INSTALLED else _PACKAGE.parent / "fixtures"
 
+CHECKING = ("claims", "model", "storage", "methods", "mechanism", "subjects")
+"""The rooms of the package that a claim runs when it is checked."""
+
 REFERENCE = "reference"
 """The name of the committed no-position model."""
 
@@ -35,6 +39,16 @@ def shipped_claims() -> tuple[Claim, ...]:
         ClaimError: a test among them is no claim, or two have one name.
     """
     return claims_in(CLAIMS)
+
+
+def checking_hash() -> str:
+    """16 hex digits that stand for the claims, the controls and every module that runs when they are checked."""
+    digest = hashlib.sha256()
+    rooms = (path for room in CHECKING for path in (_PACKAGE / room).rglob("*.py"))
+    controls = (FIXTURES / "checkpoints").glob("*.safetensors")
+    for path in (*sorted(CLAIMS.glob("*.py")), *sorted(rooms), *sorted(controls)):
+        digest.update(f"{path.name}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 @cache

@@ -24,11 +24,12 @@ ROOMS = (
     "methods",
     "mechanism",
     "subjects",
+    "populations",
     "bench",
     "verify",
     "cli",
 )
-MAY_IMPORT_CLAIMS = {"claims", "subjects", "verify", "cli"}
+MAY_IMPORT_CLAIMS = {"claims", "subjects", "populations", "verify", "cli"}
 STAGES = ("count", "layer_0_table", "position_code", "decoded_position", "kernel", "kernel_interventions", "decode")
 
 
@@ -121,7 +122,9 @@ def test_each_room_does_without_what_it_has_no_use_for(path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["verify", "--help"], ["train", "--help"], ["bench", "--help"], ["--version"]], ids=str
+    "arguments",
+    [["--help"], ["verify", "--help"], ["train", "--help"], ["sweep", "--help"], ["bench", "--help"], ["--version"]],
+    ids=str,
 )
 def test_help_imports_neither_torch_nor_transformer_lens(arguments):
     code = (

@@ -12,7 +12,7 @@ from nopos.model.config import ModelConfig
 from nopos.model.parameters import initial_parameters
 from nopos.model.recipes import SPRINT
 from nopos.model.transformer import NoPosTransformer
-from nopos.storage import tensor_files
+from nopos.storage import checkpoints, tensor_files
 from nopos.storage.checkpoints import Checkpoint, device_named, load, save, train
 from tests.support.micro import same
 
@@ -38,6 +38,23 @@ def test_the_same_seed_trains_the_same_model_and_another_another(tiny_recipe):
     assert same(first, again)
     assert first.sha256 == again.sha256
     assert not same(first, other)
+
+
+def test_a_checkpoint_in_bytes_is_saved_as_it_would_have_been_and_is_the_same_again(tmp_path, tiny_recipe):
+    trained = train(tiny_recipe, 5, CPU)
+    given = checkpoints.serialised(trained)
+    save(trained, tmp_path / "first.safetensors")
+    checkpoints.save_serialised(given, tmp_path / "second.safetensors")
+    for ending in (".safetensors", ".json"):
+        assert (tmp_path / f"second{ending}").read_bytes() == (tmp_path / f"first{ending}").read_bytes()
+    again = checkpoints.deserialised("again", given)
+    assert same(trained, again)
+    for field in ("config", "train", "recipe", "seed", "losses", "sha256", "made_with"):
+        assert getattr(again, field) == getattr(trained, field), field
+    with pytest.raises(CheckpointError, match="torn: is not a whole safetensors file"):
+        checkpoints.deserialised("torn", replace(given, weights=given.weights[:99]))
+    with pytest.raises(CheckpointError, match="odd: does not describe a model"):
+        checkpoints.deserialised("odd", replace(given, manifest={}))
 
 
 def hooked_transformer_state():

@@ -40,3 +40,9 @@ def test_a_file_is_replaced_and_never_written_over(tmp_path, events):
         assert reader.read() == b"old"
     assert events == ["flush file", "name ledger.json", "flush folder"]
     assert path.read_bytes() == b"new"
+
+
+def test_equal_objects_have_equal_bytes_and_a_number_that_is_not_finite_has_none():
+    assert files.json_bytes({"a": [1.5]}) == b'{\n "a": [\n  1.5\n ]\n}\n'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.json_bytes({"a": float("nan")})

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from nopos.errors import ClaimError
-from nopos.subjects.shipped import CLAIMS, claims_in, shipped_claims
+from nopos.subjects import shipped
+from nopos.subjects.shipped import CLAIMS, checking_hash, claims_in, shipped_claims
 
 HEAD = """
 from nopos import claim
@@ -46,3 +47,24 @@ def test_two_claims_of_one_name_are_refused(tmp_path):
         ClaimError, match=r"two claims are called test_same; rename one \(.*test_a.py:6, .*test_b.py:6\)"
     ):
         claims_in(tmp_path)
+
+
+def test_the_hash_of_what_checks_changes_with_a_claim_a_control_or_a_module_and_with_nothing_else(
+    tmp_path, monkeypatch
+):
+    written = {
+        "claims": "claims/test_a.py",
+        "control": "fixtures/checkpoints/a.safetensors",
+        "module": "package/methods/a.py",
+        "other": "package/bench/a.py",
+    }
+    for path in written.values():
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text("1")
+    for name, folder in (("CLAIMS", "claims"), ("FIXTURES", "fixtures"), ("_PACKAGE", "package")):
+        monkeypatch.setattr(shipped, name, tmp_path / folder)
+    hashes = [checking_hash()]
+    for name, path in written.items():
+        (tmp_path / path).write_text("2")
+        hashes.append(checking_hash())
+        assert (hashes[-1] != hashes[-2]) == (name != "other")

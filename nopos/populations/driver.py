@@ -1,0 +1,157 @@
+"""Hands out what is to be done to an engine's workers, and alone writes what comes back."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from tqdm.auto import tqdm
+
+from nopos.populations import work
+from nopos.populations.engine import Done, Engine, Task
+from nopos.populations.estimate import Estimate, calibrated
+from nopos.populations.folder import Folder
+from nopos.populations.settings import Model
+from nopos.populations.state import State
+from nopos.storage import checkpoints, files
+from nopos.storage.checkpoints import Serialised
+from nopos.training import trainer
+
+AHEAD = 2
+"""So many tasks a worker are under way, so that none waits while the driver writes."""
+BAR = "{desc}, {remaining} left |{bar}|"
+
+
+@dataclass
+class Spent:
+    """What the workers of one run took."""
+
+    workers: int
+    trained: int = 0
+    train_seconds: float = 0.0
+    """Of workers, those that worked at the same time added up."""
+    checked: int = 0
+    check_seconds: float = 0.0
+    """Likewise."""
+
+
+class Driver:
+    """One run of a sweep, from what is missing to its end."""
+
+    def __init__(self, folder: Folder, state: State, engine: Engine, device: str) -> None:
+        self._folder, self._state, self._engine, self._device = folder, state, engine, device
+        self.spent = Spent(engine.workers)
+        self._to_check = deque(state.to_check())
+        self._to_train = deque(self._chunks())
+        self._serialised: dict[str, Serialised] = {}
+        """Those that were trained now and are still to be checked; others are read."""
+
+    def run(self, say: Callable[[str], None]) -> None:
+        """Say what it will take, then have everything done.
+
+        Raises:
+            StorageError: something cannot be written; what was written before stays.
+            WorkerError: the workers cannot begin.
+        """
+        chunks = list(self._to_train)
+        estimate = calibrated(self._engine, chunks, self._state.kernels, self._device)
+        self._folder.write("controls.json", estimate.controls)
+        models = [one for chunk in chunks for one in chunk]
+        ahead = estimate.training(models) + estimate.check * (len(models) + len(self._to_check))
+        say(
+            f"about {ahead / self._engine.workers / 60:.1f} minutes and {estimate.bytes_of(models) / 1e6:.1f} MB more, "
+            f"with workers: {self._engine.workers}; the calibration took {estimate.seconds:.0f} s"
+        )
+        with tqdm(total=ahead, bar_format=BAR, disable=None, leave=False, file=sys.stderr) as bar:
+            bar.set_description_str(self._state.described())
+            for done in self._all_done():
+                bar.update(self._take(done, estimate))
+                bar.set_description_str(self._state.described(), refresh=False)
+
+    def _chunks(self) -> list[list[Model]]:
+        """The models that are to be trained, those together that train together; no worker gets more than its share."""
+        chunks: list[list[Model]] = []
+        for name, group in groupby(self._state.to_train(), key=lambda one: one.setting.name):
+            models = list(group)
+            recipe, device = models[0].setting.recipe, torch.device(self._device)
+            most = trainer.members_at_once(recipe.model, recipe.train, device, self._state.kernels[name])
+            at_once = min(most, math.ceil(len(models) / self._engine.workers))
+            chunks += [models[first : first + at_once] for first in range(0, len(models), at_once)]
+        return chunks
+
+    def _all_done(self) -> Iterator[Done]:
+        """Everything that was to be done, as it ends."""
+        under_way = 0
+        while True:
+            while under_way < AHEAD * self._engine.workers and (task := self._next_task()) is not None:
+                self._engine.submit(task)
+                under_way += 1
+            if not under_way:
+                return
+            yield self._engine.next()
+            under_way -= 1
+
+    def _next_task(self) -> Task | None:
+        """Checks first: what is trained is soon complete, and few models are in memory."""
+        if self._to_check:
+            model = self._to_check.popleft()
+            given = self._serialised.pop(model.name, None)
+            if given is None:
+                given = checkpoints.serialised(checkpoints.load(self._folder.weights(model)))
+            return Task([model], work.check_claims, (model.name, given))
+        if self._to_train:
+            models = self._to_train.popleft()
+            setting, seeds = models[0].setting, [one.seed for one in models]
+            return Task(models, work.train, (setting.recipe, seeds, self._device, self._state.kernels[setting.name]))
+        return None
+
+    def _take(self, done: Done, estimate: Estimate) -> float:
+        """Write what a task brought; how much of what was estimated is done by it, in seconds."""
+        models: list[Model] = done.task.of
+        if done.task.function is work.check_claims:
+            self._take_checked(models[0], done)
+            return estimate.check
+        before = len(self._state.failures)
+        self._take_trained(models, done)
+        unchecked = len(self._state.failures) - before
+        return estimate.training(models) + unchecked * estimate.check
+
+    def _take_trained(self, models: Sequence[Model], done: Done) -> None:
+        if done.failure is not None:
+            for model in models:
+                self._fail(model, "training", done.failure, final=False)
+            return
+        result: work.Trained = done.value
+        self.spent.trained += len(models)
+        self.spent.train_seconds += result.seconds
+        seconds = round(result.seconds / len(models), 3)
+        for model, made in zip(models, result.models, strict=True):
+            if isinstance(made, work.Failed):
+                self._fail(model, "training", made.reason, final=made.final)
+                continue
+            self._folder.save(model, made)
+            self._state.digests[model.name] = digest = files.sha256(made.weights)
+            self._folder.note({"model": model.name, "event": "trained", "sha256": digest, "seconds": seconds})
+            self._serialised[model.name] = made
+            self._to_check.append(model)
+
+    def _take_checked(self, model: Model, done: Done) -> None:
+        if done.failure is not None:
+            self._fail(model, "checking", done.failure, final=False)
+            return
+        result: work.Checked = done.value
+        self.spent.checked += 1
+        self.spent.check_seconds += result.seconds
+        self._folder.write(self._folder.ledger(model), result.ledger)
+        self._state.checked.add(model.name)
+        self._folder.note({"model": model.name, "event": "checked", "seconds": round(result.seconds, 3)})
+
+    def _fail(self, model: Model, during: str, reason: str, *, final: bool) -> None:
+        event = {"model": model.name, "event": "failed", "during": during, "reason": reason, "final": final}
+        self._state.failures[model.name] = event
+        self._folder.note(event)

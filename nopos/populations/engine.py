@@ -1,0 +1,48 @@
+"""What a sweep needs of whatever runs its work: tasks in, what came out of them back, in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A function to run elsewhere, and what the driver knows it by. Two tasks are never one, whatever they hold."""
+
+    of: Any
+    """What the driver gave it to know it by; it stays with the driver."""
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...] = ()
+    """Values and bytes that can be pickled."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came out of a task."""
+
+    task: Task
+    value: Any = None
+    failure: str | None = None
+    """Why there is no value, in one line; None if there is one."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Runs tasks on its workers. A worker that dies takes no task with it: the task is tried again, a few times."""
+
+    workers: int
+
+    def submit(self, task: Task) -> None:
+        """Take a task in; returns at once."""
+        ...
+
+    def next(self) -> Done:
+        """Wait for any task to end; every task that was submitted is returned once."""
+        ...
+
+
+def in_one_line(error: BaseException) -> str:
+    """An exception's type and message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
