@@ -21,7 +21,7 @@ from nopos.populations.settings import Grid, Setting, models_of, settings_of
 from nopos.populations.state import State, found_in
 from nopos.storage import checkpoints
 from nopos.subjects import shipped
-from nopos.training import fused
+from nopos.training import compiled, fused
 from nopos.training.fused import Kernel
 
 FAILURES_SHOWN = 10
@@ -79,7 +79,9 @@ def _possible(wanted: Wanted) -> tuple[list[Setting], dict[str, Kernel], str]:
     device = checkpoints.device_named(wanted.device or "cpu")
     if device.type != "cpu":
         raise ConfigError(f"device is {device.type}; a sweep trains on the cpu so far")
-    kernels = {one.name: fused.chosen(device, one.recipe.train.precision, wanted.kernel) for one in settings}
+    kernels = {
+        one.name: fused.chosen(one.recipe.model, device, one.recipe.train.precision, wanted.kernel) for one in settings
+    }
     return settings, kernels, device.type
 
 
@@ -93,6 +95,7 @@ def _identity(
             one.name: {
                 "recipe": one.recipe.name,
                 "kernel": kernels[one.name],
+                "compiled": compiled.library().key if kernels[one.name] == "fused" else None,
                 "model": asdict(one.recipe.model),
                 "train": {**asdict(one.recipe.train), "betas": list(one.recipe.train.betas)},
             }

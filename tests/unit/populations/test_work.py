@@ -14,7 +14,11 @@ from nopos.storage.checkpoints import Serialised
 from nopos.subjects.controls import reference
 from nopos.training import fused, trainer
 
-KERNELS = [name for name in fused.KERNELS if name == "torch" or fused.why_not(torch.device("cpu"), "full") is None]
+KERNELS = [
+    name
+    for name in fused.KERNELS
+    if name == "torch" or fused.why_not(ModelConfig(), torch.device("cpu"), "full") is None
+]
 
 
 @pytest.fixture
