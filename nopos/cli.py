@@ -241,13 +241,11 @@ def _require_place(path: Path | None, *, what: str, holding: set[str]) -> None:
 
 
 def _print_and_write(path: Path | None, result: dict[str, Any], lines: Sequence[str]) -> None:
-    import json
-
     from nopos.storage import files
 
     print("\n".join(lines))
     if path is not None:
-        files.write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
+        files.write_atomically(path, files.json_bytes(result))
 
 
 def _seeds(options: argparse.Namespace) -> Sequence[int]:

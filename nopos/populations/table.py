@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from nopos.claims.claim import sentence
 
 MOST_ROWS = 40
 """Of a list whose whole is in summary.json."""
@@ -65,39 +67,39 @@ def _measurements(summary: Mapping[str, Any]) -> Iterator[str]:
         for one in measurement["settings"]:
             low, high = one["quartiles"]
             yield (
-                f"| {_short(measurement['claim'])} | {measurement['name']} | {bound} | {one['setting']} "
+                f"| {sentence(measurement['claim'])} | {measurement['name']} | {bound} | {one['setting']} "
                 f"| {one['median']:.4g} | {low:.4g} to {high:.4g} | {one['least']:.4g} to {one['most']:.4g} "
                 f"| {one['n']} |"
             )
 
 
 def _along(summary: Mapping[str, Any]) -> Iterator[str]:
-    """The strongest first."""
     if not summary["along"]:
         return
     yield from ("", "## Along the grid", "", "| recipe | axis | claim | measurement | rank correlation | n |")
     yield "|---|---|---|---|---:|---:|"
-    strongest = sorted(summary["along"], key=lambda one: -abs(one["rank_correlation"]))
     yield from _first(
-        f"| {one['recipe']} | {one['axis']} | {_short(one['claim'])} | {one['name']} | {one['rank_correlation']:+.3f} "
-        f"| {one['n']} |"
-        for one in strongest
+        f"| {one['recipe']} | {one['axis']} | {sentence(one['claim'])} | {one['name']} "
+        f"| {one['rank_correlation']:+.3f} | {one['n']} |"
+        for one in _strongest_first(summary["along"])
     )
 
 
 def _alike(summary: Mapping[str, Any]) -> Iterator[str]:
-    """The strongest first."""
     if not summary["alike"]:
         return
     yield from ("", "## Measurements that say the same", "", "| measurement | measurement | rank correlation | n |")
     yield "|---|---|---:|---:|"
-    strongest = sorted(summary["alike"], key=lambda one: -abs(one["rank_correlation"]))
     yield from _first(
         "| {} | {} | {:+.3f} | {} |".format(
-            *(f"{_short(one['claim'])}: {one['name']}" for one in pair["pair"]), pair["rank_correlation"], pair["n"]
+            *(f"{sentence(one['claim'])}: {one['name']}" for one in pair["pair"]), pair["rank_correlation"], pair["n"]
         )
-        for pair in strongest
+        for pair in _strongest_first(summary["alike"])
     )
+
+
+def _strongest_first(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(found, key=lambda one: -abs(one["rank_correlation"]))
 
 
 def _first(rows: Iterator[str]) -> Iterator[str]:
@@ -108,8 +110,3 @@ def _first(rows: Iterator[str]) -> Iterator[str]:
     more = number + 1 - MOST_ROWS
     if more > 0:
         yield from ("", f"And {more} more, in `summary.json`.")
-
-
-def _short(claim_id: str) -> str:
-    """A claim by the sentence that its name is."""
-    return claim_id.rpartition("::")[2].removeprefix("test_").replace("_", " ")

@@ -17,19 +17,10 @@ import torch
 from torch import Tensor
 
 from nopos.errors import CheckpointError
-from nopos.storage.files import partial_file, sha256, sync_folder
+from nopos.storage.files import json_bytes, partial_file, sha256, sync_folder
 
 _OURS = {"format": "nopos"}
 _TORCH_SUFFIXES = (".pt", ".pth")
-
-
-def deserialised(where: str, data: bytes) -> dict[str, Tensor]:
-    """The tensors in the bytes of a weights file.
-
-    Raises:
-        CheckpointError: they are not all of one; `where` is what the message calls them.
-    """
-    return _safetensors(where, data)
 
 
 def manifest_path(weights: Path) -> Path:
@@ -56,7 +47,7 @@ def write_checkpoint(weights: Path, tensors: Mapping[str, Tensor], manifest: Map
 def write_serialised(weights: Path, data: bytes, manifest: Mapping[str, Any]) -> None:
     """The same of weights that `serialise` has made into bytes."""
     record = {**manifest, "weights": {"bytes": len(data), "sha256": sha256(data)}}
-    committing = (json.dumps(record, indent=1) + "\n").encode()
+    committing = json_bytes(record)
     with partial_file(weights, data) as new_weights, partial_file(manifest_path(weights), committing) as new_manifest:
         manifest_path(weights).unlink(missing_ok=True)  # an older record must not vouch for newer weights
         new_weights.replace(weights)
@@ -88,7 +79,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | Non
     manifest = _read_manifest(path) if _is_ours(data) else None
     if manifest is not None:
         _verify(path, data, manifest)
-    return _safetensors(path, data), manifest, sha256(data)
+    return deserialised(str(path), data), manifest, sha256(data)
 
 
 def _is_folder(path: Path) -> bool:
@@ -108,11 +99,16 @@ def _is_ours(data: bytes) -> bool:
         return False
 
 
-def _safetensors(path: Path | str, data: bytes) -> dict[str, Tensor]:
+def deserialised(where: str, data: bytes) -> dict[str, Tensor]:
+    """The tensors in the bytes of a weights file.
+
+    Raises:
+        CheckpointError: they are not all of one; `where` is what the message calls them.
+    """
     try:
         return safetensors.torch.load(data)
     except Exception as error:  # safetensors raises types of its own, KeyError and OSError
-        raise CheckpointError(f"{path}: is not a whole safetensors file ({_first_line(error)})") from None
+        raise CheckpointError(f"{where}: is not a whole safetensors file ({_first_line(error)})") from None
 
 
 def _torch_tensors(path: Path, data: bytes) -> dict[str, Tensor]:

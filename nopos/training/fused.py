@@ -22,7 +22,6 @@ from nopos.training import compiled
 
 Kernel = Literal["fused", "torch"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
-IN_ORDER = torch.contiguous_format
 MOST_PARAMETERS = 1_000_000
 """Of a model that trains by the kernel unless something else is asked for: beyond, a model's weights leave the cache,
 and torch's kernel, which takes many sequences at once, is faster (docs/training.md has the times by size)."""
@@ -44,7 +43,7 @@ def why_not(model: ModelConfig, device: torch.device, precision: Precision) -> s
     """Why the kernel does not train such a model here unless it is asked to, in a phrase; None if it does."""
     reason = _cannot(device, precision)
     if reason is None and (parameters := _parameters(model)) > MOST_PARAMETERS:
-        return f"torch's is faster from {MOST_PARAMETERS:,} parameters on, and this model has {parameters:,}"
+        return f"torch's is faster beyond {MOST_PARAMETERS:,} parameters, and this model has {parameters:,}"
     return reason
 
 
@@ -116,7 +115,7 @@ def losses_and_gradients(
     given = {name: _contiguous(value.detach()) for name, value in parameters.items()}
     # Of a context that is not filled, and of positions that are not used, some of W_pos has no gradient.
     gradients = {
-        name: (torch.zeros_like if name == "pos_embed.W_pos" else torch.empty_like)(value, memory_format=IN_ORDER)
+        name: (torch.zeros if name == "pos_embed.W_pos" else torch.empty)(value.shape, dtype=torch.float32)
         for name, value in given.items()
     }
     losses, work = (

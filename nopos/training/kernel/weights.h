@@ -180,9 +180,11 @@ class Weights {
             const long W = of_head(h), b = bias_of_head(h);
             if (sizes.products_act) {
                 back_through_through(head.read_q, of(head.read_k.W), head.query);
-                by_right_factor(head.read_q, head.query, gradient(head.read_k.W), head.read_k.W.columns, true);
+                // By the right factor; of the queries it is the keys' transpose.
+                add_products(gradients_of(head.query), sizes.d_model, rows_of(head.read_q), sizes.d_head,
+                             gradient(head.read_k.W));
                 back_through_through(head.read_v, transposed_of(head.o), head.value);
-                by_right_factor(head.read_v, head.value, gradient(head.o), head.o.columns, false);
+                add_products(rows_of(head.read_v), sizes.d_head, gradients_of(head.value), sizes.d_model, gradient(head.o));
                 std::copy_n(gradient(head.value.b).first, sizes.d_model, d_block(number, B_O));
             }
             back_through_fold(ln_w, ln_b, block(number, W_Q) + W, scale_of_queries(), head.read_q, d_ln_w, d_ln_b,
@@ -216,14 +218,17 @@ class Weights {
             multiply<true>(to.rows, to.columns, from.columns, gradient(from).left(), transposed_W, gradient(to));
     }
 
-    // Adds the gradient by the right factor of `through`, or by its transpose.
-    void by_right_factor(const Affine &left, const Affine &out, Rows d_right, int columns, bool is_transposed) const {
-        for (const auto &[from, to] : {std::pair{left.W, out.W}, std::pair{left.b, out.b}}) {
-            const Rows given = is_transposed ? of(from) : gradient(to);
-            const Rows other = is_transposed ? gradient(to) : of(from);
-            multiply<true>(is_transposed ? to.columns : from.columns, columns, from.rows, other.left_transposed(), given,
-                           d_right);
-        }
+    // A map's matrix and bias, or the gradients by them.
+    struct Parts {
+        Rows W, b;
+    };
+    Parts rows_of(const Affine &map) const { return {of(map.W), of(map.b)}; }
+    Parts gradients_of(const Affine &map) const { return {gradient(map.W), gradient(map.b)}; }
+
+    // Adds to `out` [columns, right_columns] the transpose of `left` times `right`, of matrices [d_model, ...] and biases.
+    void add_products(Parts left, int columns, Parts right, int right_columns, Rows out) const {
+        multiply<true>(columns, right_columns, sizes.d_model, left.W.left_transposed(), right.W, out);
+        multiply<true>(columns, right_columns, 1, left.b.left_transposed(), right.b, out);
     }
 
     void back_through_fold(const float *ln_w, const float *ln_b, const float *W, float scale, const Affine &map,
