@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nopos.claims.control import Control
     from nopos.claims.outcome import Controls
     from nopos.claims.run import SubjectLoader
+    from nopos.claims.scope import Scope
     from nopos.claims.verdict import check
     from nopos.errors import NoposError, NotMeasurableError
     from nopos.model.config import ModelConfig
@@ -35,6 +36,7 @@ _HOME = {
     "NotMeasurableError": "errors",
     "RECIPES": "model.recipes",
     "Recipe": "model.recipes",
+    "Scope": "claims.scope",
     "Subject": "subjects.subject",
     "SubjectLoader": "claims.run",
     "TrainConfig": "model.recipes",
@@ -56,6 +58,7 @@ __all__ = [
     "NoposError",
     "NotMeasurableError",
     "Recipe",
+    "Scope",
     "Subject",
     "SubjectLoader",
     "TrainConfig",

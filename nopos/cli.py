@@ -77,6 +77,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a model to check: ours, or a HookedTransformer state dict (.safetensors, .pt, .pth); repeatable",
     )
+    verify.add_argument(
+        "--bidirectional",
+        action="store_true",
+        help="files of state dicts without a mask are of models that see later positions too (default: causal)",
+    )
     verify.add_argument("--recipe", metavar="NAME", help="check a model of this recipe, from the cache or trained now")
     verify.add_argument("--seed", type=int, metavar="N", help="seed of that model (default: 0)")
     verify.add_argument("--list", action="store_true", help="print the claims, and check none")
@@ -143,6 +148,7 @@ def _verify(options: argparse.Namespace) -> int:
         return OK
     wanted = verify.Wanted(
         files=options.checkpoint,
+        bidirectional=options.bidirectional,
         recipe=options.recipe,
         seed=options.seed,
         device=options.device,
@@ -155,8 +161,9 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _require_no_checking(options: argparse.Namespace) -> None:
     """Raise ConfigError if an option beside --list says how to check claims, which --list does not do."""
-    for name in ("checkpoint", "recipe", "seed", "json", "device"):
-        if getattr(options, name) not in (None, []):
+    for name in ("checkpoint", "bidirectional", "recipe", "seed", "json", "device"):
+        value = getattr(options, name)
+        if value is not None and value is not False and value != []:
             raise ConfigError(f"--{name} is given with --list, which checks no claim; leave out one of the two")
 
 

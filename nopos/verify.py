@@ -31,6 +31,8 @@ class Wanted:
     """What the command line asks for."""
 
     files: Sequence[str]
+    bidirectional: bool
+    """Whether files that do not show it are of models without a causal mask."""
     recipe: str | None
     seed: int | None
     device: str | None
@@ -63,11 +65,15 @@ def verify(wanted: Wanted) -> bool:
     if wanted.json is not None:
         require_ledger_place(wanted.json)
     loaders.require_possible(recipe=wanted.recipe, seed=wanted.seed, device=wanted.device)
+    if wanted.bidirectional and not wanted.files:
+        raise ConfigError("bidirectional is given, but no file; name a checkpoint, or leave it out")
     claims = selected(wanted.keywords)
     ledger = checked(claims, _subjects(wanted))
     if wanted.json is not None:  # first of all: who reads what is printed may stop reading
         write_ledger(ledger, wanted.json, command=wanted.command, seconds=time.perf_counter() - start)
     print("\n".join(table(ledger)).strip("\n"))
+    if not ledger.any_in_scope():
+        raise ConfigError("no claim is about these models; all that were selected are out of scope")
     return ledger.as_expected()
 
 
@@ -130,5 +136,11 @@ class _Names:
 def _subjects(wanted: Wanted) -> list[Subject]:
     if not wanted.files and wanted.recipe is None:
         return [reference()]
-    named = loaders.named_subjects(wanted.files, recipe=wanted.recipe, seed=wanted.seed, device=wanted.device)
+    named = loaders.named_subjects(
+        wanted.files,
+        recipe=wanted.recipe,
+        seed=wanted.seed,
+        device=wanted.device,
+        bidirectional=wanted.bidirectional,
+    )
     return list(named)

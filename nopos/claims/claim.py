@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from nopos.claims.control import Control
+from nopos.claims.scope import Scope
 from nopos.errors import ClaimError
 
 Evidence = Literal["behavioural", "correlational", "causal", "constructive"]
@@ -48,6 +49,8 @@ class Claim:
     """The controls: each comparison must come out false on at least one of them."""
     not_measurable_on: tuple[Control, ...]
     """Controls that lack what the claim is about, so that nothing can be measured on them."""
+    scope: tuple[Scope, ...]
+    """What a subject must have for the claim to be about it; empty if it is about every model."""
     body: Callable[..., None]
     """The test; called with `subject` and `measure`."""
 
@@ -78,6 +81,7 @@ def claim(
     source: str,
     refuted_by: Sequence[Control] = (),
     not_measurable_on: Sequence[Control] = (),
+    scope: Sequence[Scope] = (),
     refutes: str = "",
     requested: str = "",
 ) -> Callable[[Test], Test]:
@@ -90,20 +94,23 @@ def claim(
         refuted_by: controls; each comparison must come out false on at least one of them.
         not_measurable_on: controls that lack what the claim is about, such as a second layer: measuring must raise
             NotMeasurableError on each of them.
+        scope: properties that a subject must have; without one of them the verdict is `out of scope`. Controls are
+            measured whatever they have.
         refutes: a believed sentence that the claim's truth refutes; it is printed and kept.
         requested: the finding that the user of the project asked for by name; `pytest -m requested` runs these.
 
     Raises:
         ClaimError: the claim breaks a rule that can be seen without running it.
     """
-    lists: dict[str, object] = {"refuted_by": refuted_by, "not_measurable_on": not_measurable_on}
+    lists: dict[str, object] = {"refuted_by": refuted_by, "not_measurable_on": not_measurable_on, "scope": scope}
 
     def mark(test: Test) -> Test:
         __tracebackhide__ = True
         for option, given in lists.items():
             if not isinstance(given, Sequence) or isinstance(given, str):
                 what = f"the control {given.name!r} itself" if isinstance(given, Control) else repr(given)
-                raise ClaimError(f"{test.__name__}: {option} is {what}; give a list of controls, such as [UNTRAINED]")
+                right = "scopes, such as [TWO_LAYERS]" if option == "scope" else "controls, such as [UNTRAINED]"
+                raise ClaimError(f"{test.__name__}: {option} is {what}; give a list of {right}")
         vars(test).pop("__signature__", None)  # of an earlier mark
         marked = Claim(
             id=_default_id(test),
@@ -115,6 +122,7 @@ def claim(
             requested=requested,
             refuted_by=tuple(refuted_by),
             not_measurable_on=tuple(not_measurable_on),
+            scope=tuple(scope),
             body=test,
         )
         from nopos.claims.rules import body_problems  # here: pytest loads this file where no claim is
@@ -182,6 +190,8 @@ def _mark_problems(marked: Claim) -> list[str]:
     elif len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         problems.append(f"names a control twice, or two controls of one name: {twice!r}; messages tell them by name")
+    in_scope: tuple[object, ...] = marked.scope
+    problems += [f"names {one!r} as its scope; give a Scope" for one in in_scope if not isinstance(one, Scope)]
     parameters = inspect.signature(marked.body).parameters.values()
     plain = {one.name for one in parameters if one.kind in _BY_NAME and one.default is one.empty}
     if not {"subject", "measure"} <= plain:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from nopos.errors import ClaimError, require_one_of
@@ -52,11 +53,14 @@ class Control:
     lacks: str
     """A phrase on what it is, and on what a good subject has that it lacks."""
     build: Callable[..., Subject]
-    """Makes the model. If it has a parameter `subject`, it is made for each subject under test, such as of its size."""
+    """Makes the model. If it has a parameter `subject`, it is made for the subject under test, such as of its size."""
     kind: Kind
     """`broken` does no task, or does it badly; `other task` does another one; `other mechanism` solves the task, but
     not in the way that the claims describe; `near miss` is a good subject but for one thing; `damaged artefact` is a
     good subject with a wrong thing derived from it."""
+    made_for: Callable[[Any], str] = attrgetter("name")
+    """Of a subject, a text on what of it decides the model that is made for it: subjects of one text share one model.
+    By default its name, so that each has a model of its own."""
 
     def __post_init__(self) -> None:
         """Refuse a kind that there is not, and what cannot make a model."""
@@ -70,9 +74,23 @@ class Control:
             raise ClaimError(f"control {self.name}: build asks for {needed}; it may ask for subject alone")
 
     @property
-    def is_for_each_subject(self) -> bool:
-        """Whether each subject under test has a model of its own made for it."""
+    def is_for_a_subject(self) -> bool:
+        """Whether its model is made for the subject under test."""
         return self._needed == ["subject"]
+
+    def key(self, subject: Subject) -> str | None:
+        """What of this subject its model is made for; None if it is the same for all.
+
+        Raises:
+            ClaimError: `made_for` gives no text.
+        """
+        if not self.is_for_a_subject:
+            return None
+        text: object = self.made_for(subject)
+        if not isinstance(text, str):
+            kind = type(text).__name__
+            raise ClaimError(f"control {self.name}: made_for gives a value of type {kind}; it must give a text")
+        return text
 
     @property
     def _needed(self) -> list[str]:
@@ -89,7 +107,7 @@ class Control:
         Raises:
             ClaimError: what is made is no subject.
         """
-        built: object = self.build(subject=subject) if self.is_for_each_subject else self.build()
+        built: object = self.build(subject=subject) if self.is_for_a_subject else self.build()
         if not isinstance(built, Subject):
             what = "None" if built is None else f"a value of type {type(built).__name__}"
             raise ClaimError(f"control {self.name} builds {what}; it must build a subject, as ModelSubject is")

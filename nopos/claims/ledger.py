@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from nopos.claims.records import Record, failed_record, unloaded_record
 from nopos.environment import environment
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass
@@ -58,8 +58,15 @@ class Ledger:
         return not self.cut_short and "not run" not in verdicts
 
     def as_expected(self) -> bool:
-        """Whether every claim on every subject under test was run and came out as it should."""
-        return self.complete and all(claim["as_expected"] for subject in self.tested() for claim in subject["claims"])
+        """Whether every claim in scope, of which there is one, was run and came out as it should."""
+        return self.complete and self.any_in_scope() and all(one is not False for one in self._as_expected())
+
+    def any_in_scope(self) -> bool:
+        """Whether any claim was about any subject under test."""
+        return any(one is not None for one in self._as_expected())
+
+    def _as_expected(self) -> list[bool | None]:
+        return [claim["as_expected"] for subject in self.tested() for claim in subject["claims"]]
 
     def tested(self) -> list[Record]:
         """The subjects under test, each with its claims; a planned claim without a verdict was not run."""

@@ -81,8 +81,8 @@ class Controls:
     """What one run keeps: each control built once, and each claim evaluated once on each of its controls.
 
     A control is known by itself, not by its name. A claim is known by its id and its function, so that one that was
-    defined anew under the old id is evaluated anew. A control that is made for each subject is built, and evaluated,
-    once for each.
+    defined anew under the old id is evaluated anew. A control that is made for a subject is built, and evaluated, once
+    for each of those texts that its `made_for` gives.
     """
 
     def __init__(self) -> None:
@@ -121,10 +121,15 @@ class Controls:
 
     def built(self, control: Control, beside: Subject) -> Subject | None:
         """The control's model if it has been built; None if it has not, or cannot be."""
+        if raised_by(lambda: _key(control, beside)) is not None:
+            return None
         return self._subjects.get(_key(control, beside))
 
     def outcome(self, claim: Claim, control: Control, beside: Subject) -> Outcome:
         """What comes out of a claim on a control; a control that cannot be built is an error like any other."""
+        error = raised_by(lambda: _key(control, beside))
+        if error is not None:
+            return Outcome(control.name, (), 0.0, error)
         key = (_key(control, beside), claim.id, claim.function)
         if key not in self._outcomes:
             error = raised_by(lambda: self.subject(control, beside))
@@ -143,8 +148,8 @@ class Controls:
 
 
 _Built = tuple[Control, str | None]
-"""A control, and the name of the subject that it is made for if it is made for one."""
+"""A control, and what of the subject its model is made for if it is made for one."""
 
 
 def _key(control: Control, beside: Subject) -> _Built:
-    return control, beside.name if control.is_for_each_subject else None
+    return control, control.key(beside)

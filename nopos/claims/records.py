@@ -45,9 +45,9 @@ def control_record(control: Control, model: Subject, *, number: int, beside: Sub
         control: whose phrase says what the model lacks.
         model: that was made for it.
         number: tells it from other controls of its name.
-        beside: the subject under test, which is named if the model was made for it.
+        beside: the subject under test; the record has what of it decided the model.
     """
-    made_for = beside.name if control.is_for_each_subject else None
+    made_for = control.key(beside)
     named = {"name": control.name, "role": "control", "kind": control.kind, "number": number, "made_for": made_for}
     return named | _described(model) | {"description": control.lacks}
 

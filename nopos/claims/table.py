@@ -30,7 +30,7 @@ def table(ledger: Ledger, *, all_claims: bool = True) -> list[str]:
         lines += ["", f"{subject['name']} ({known})" if known else subject["name"]]
         titles = _titles(subject["claims"])
         for claim in subject["claims"]:
-            if claim["verdict"] != "not run" and (all_claims or not claim["as_expected"]):
+            if claim["verdict"] != "not run" and (all_claims or claim["as_expected"] is False):
                 lines += _claim_lines(claim, titles[claim["id"]])
         lines += _closing_lines(subject, titles)
     if ledger.cut_short:
@@ -55,7 +55,7 @@ def _place(claim_id: str) -> str:
 
 def _claim_lines(claim: Record, title: str) -> list[str]:
     lines = ["", *_wrapped(title, "  ", "  ")]
-    facts = [claim["verdict"] if claim["as_expected"] else f"{claim['verdict'].upper()} !", claim["evidence"]]
+    facts = [f"{claim['verdict'].upper()} !" if claim["as_expected"] is False else claim["verdict"], claim["evidence"]]
     facts += ["requested"] if claim["requested"] else []
     unrefuted = [control for control in claim["controls"] if control["verdict"] != "refuted"]
     facts += [f"{control['verdict']} on {control['name']} ({control['kind']})" for control in unrefuted]
@@ -64,7 +64,7 @@ def _claim_lines(claim: Record, title: str) -> list[str]:
         lines += _wrapped(f"refutes: {claim['refutes']}", "      ", "      ")
     lines += _measurement_lines(claim["measurements"])
     if claim["reason"] is not None:
-        lines += _wrapped(claim["reason"], "    ! ", "      ")
+        lines += _wrapped(claim["reason"], "      " if claim["as_expected"] is None else "    ! ", "      ")
     return lines
 
 
@@ -104,11 +104,16 @@ def _closing_lines(subject: Record, titles: Mapping[str, str]) -> list[str]:
     others = [
         f"{titles[claim['id']]}: {_wrong(claim, subject['name'])}"
         for claim in claims
-        if not claim["as_expected"] and claim["verdict"] != "not run"
+        if claim["as_expected"] is False and claim["verdict"] != "not run"
     ]
-    good = len(claims) - len(others) - len(missing)
-    counted = f"  {good} of {len(claims)} claims came out as expected" + (", all but:" if others else "")
+    outside = [claim["reason"] for claim in claims if claim["as_expected"] is None]
+    asked = len(claims) - len(outside)
+    good = asked - len(others) - len(missing)
+    counted = f"  {good} of {asked} claims came out as expected" + (", all but:" if others else "")
     lines = ["", counted, *(line for other in others for line in _wrapped(other, "    ", "      "))]
+    if outside:
+        reasons = "; ".join(f"{reason} ({times})" for reason, times in Counter(outside).items())
+        lines += _wrapped(f"out of scope are {len(outside)} more: {reasons}", "  ", "    ")
     if missing:
         more = [f"and {len(missing) - NAMED} more"] if len(missing) > NAMED else []
         lines += _wrapped(f"{len(missing)} did not run: {'; '.join([*missing[:NAMED], *more])}", "  ", "    ")

@@ -6,6 +6,7 @@ mutants have no use for controls: they call `outcome.evaluate`, which is one par
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -14,6 +15,7 @@ from nopos.claims.claim import Claim
 from nopos.claims.control import Control, Subject
 from nopos.claims.measure import Comparison
 from nopos.claims.outcome import Controls, Outcome, evaluate, raised_by
+from nopos.claims.scope import reasons_against
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,10 @@ class Verdict:
     claim: Claim
     subject: str
     """The subject's name."""
-    verdict: Literal["holds", "refuted", "not measurable", "error"]
-    """`not measurable` if the subject lacks what the claim is about; `error` if the claim could not be evaluated for
-    another reason, or if its controls do not show that it can fail."""
+    verdict: Literal["holds", "refuted", "not measurable", "error", "out of scope"]
+    """`out of scope` if the claim is not about such a subject; `not measurable` if the subject lacks what the claim is
+    about although its scope does not say so; `error` if the claim could not be evaluated for another reason, or if its
+    controls do not show that it can fail."""
     reasons: tuple[str, ...]
     """Why the verdict is not `holds`: empty if it is."""
     comparisons: tuple[Judged, ...]
@@ -45,9 +48,9 @@ class Verdict:
     """What the claim's body raised on the subject, if it raised."""
 
     @property
-    def as_expected(self) -> bool:
-        """Whether the claim came out as it should."""
-        return self.verdict == "holds"
+    def as_expected(self) -> bool | None:
+        """Whether the claim came out as it should; None if it is out of scope, which is neither."""
+        return None if self.verdict == "out of scope" else self.verdict == "holds"
 
     @property
     def unshown(self) -> Comparison | None:
@@ -56,9 +59,14 @@ class Verdict:
 
     @property
     def reason(self) -> str | None:
-        """In one line, what is wrong with which claim on which subject, and where to look; None if nothing is."""
+        """In one line, what is wrong with which claim on which subject, and where to look; None if nothing is.
+
+        Out of scope nothing is wrong: then it is what the subject lacks.
+        """
         if not self.reasons:
             return None
+        if self.verdict == "out of scope":
+            return "; ".join(self.reasons)
         reasons = " ".join("; ".join(self.reasons).split())  # an exception's message may have several lines
         return f"{self.claim.sentence}, on {self.subject}: {reasons} ({self.claim.where})"
 
@@ -70,7 +78,20 @@ def check(claim: Claim, subject: Subject, controls: Controls) -> Verdict:
     in an error, all make the same comparisons as the subject, each comparison is false on at least one of them, and
     one that solves the task by another mechanism refutes a claim whose evidence is above `behavioural`. On a control
     that the claim names in `not_measurable_on` it must not be measurable, which makes no comparison false.
+
+    A claim that is not about such a subject is not evaluated, nor are its controls.
     """
+    lacking: list[str] = []
+
+    def ask() -> None:
+        with subject.proven_unchanged():
+            lacking.extend(reasons_against(claim.scope, subject))
+
+    problem = raised_by(ask) if claim.scope else None
+    if problem is not None:
+        return _unevaluated(claim, subject, "error", [f"its scope: {type(problem).__name__}: {problem}"], problem)
+    if lacking:
+        return _unevaluated(claim, subject, "out of scope", lacking)
     outcome = evaluate(claim, subject)
     named = (*claim.refuted_by, *claim.not_measurable_on)
     on_controls = tuple((control, controls.outcome(claim, control, subject)) for control in named)
@@ -88,6 +109,25 @@ def check(claim: Claim, subject: Subject, controls: Controls) -> Verdict:
         controls=on_controls,
         seconds=outcome.seconds,
         exception=outcome.exception,
+    )
+
+
+def _unevaluated(
+    claim: Claim,
+    subject: Subject,
+    verdict: Literal["error", "out of scope"],
+    reasons: Sequence[str],
+    exception: BaseException | None = None,
+) -> Verdict:
+    return Verdict(
+        claim=claim,
+        subject=subject.name,
+        verdict=verdict,
+        reasons=tuple(reasons),
+        comparisons=(),
+        controls=(),
+        seconds=0.0,
+        exception=exception,
     )
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from nopos.errors import AnalysisError
 from nopos.mechanism.count import dilution, weight_on_bos
 from nopos.methods.activations import Tokens
 from nopos.methods.circuits import normalized_embedding
@@ -21,21 +20,22 @@ from nopos.model.transformer import NoPosTransformer
 def residual_table(folded: NoPosTransformer) -> Float[Tensor, "token pos d_model"]:
     """What layer 0 leaves in the residual stream for each token at each position, from the weights and the law alone.
 
-    Attention gives the value of BOS and, for whatever else the position sees, the mean value of the other tokens.
-    Position 0 holds BOS and sees itself.
+    Each head's attention gives the value of BOS and, for whatever else the position sees, the mean value of the other
+    tokens. Position 0 holds BOS and sees itself.
 
     Raises:
-        AnalysisError: the model is not folded, or has more than one head.
+        AnalysisError: the model is not folded.
     """
-    if folded.config.n_heads != 1:
-        raise AnalysisError(f"layer 0 has {folded.config.n_heads} heads; the law is put into tables for one")
     block, embedding = folded.block(0), normalized_embedding(folded)
-    values = embedding @ block.attn.W_V[0] + block.attn.b_V[0]
+    attention = block.attn
+    values = einsum(embedding, attention.W_V, "token d_model, head d_model d_head -> head token d_head")
+    values = values + attention.b_V[:, None]
     counts = torch.arange(folded.config.n_ctx).to(values)
-    a = rearrange(folded.of_weights(dilution)[0].to(values), "token -> token 1")
-    on_bos = weight_on_bos(a, counts)
-    mixed = torch.lerp(values[BOS + 1 :].mean(dim=0), values[BOS], on_bos[..., None])  # [token pos d_head]
-    residual = folded.embed.W_E[:, None] + mixed @ block.attn.W_O[0] + block.attn.b_O
+    on_bos = weight_on_bos(folded.of_weights(dilution).to(values)[..., None], counts)  # [head token pos]
+    written = einsum(values, attention.W_O, "head token d_head, head d_head d_model -> head token d_model")
+    of_others, of_bos = written[:, BOS + 1 :].mean(dim=1), written[:, BOS]
+    residual = folded.embed.W_E[:, None] + of_others.sum(dim=0) + attention.b_O
+    residual = residual + einsum(on_bos, of_bos - of_others, "head token pos, head d_model -> token pos d_model")
     residual = residual + block.mlp(block.ln2(residual))
     residual[:, 0] = residual[BOS, 0]
     return residual

@@ -37,7 +37,8 @@ class Effect:
     kl: float
     """KL divergence in nats of the answer without the edit from the answer with it, token by token: never negative."""
     logit_difference_lost: float
-    """By how much the right token's logit falls against the current token's."""
+    """By which share of its lead over the current token's logit the right token's falls: 1 where no lead is left, more
+    where the current token's is the larger; 0 of a model in which it does not lead."""
     answers_changed: float
     """Share of positions whose largest logit is another token's: blind to how sure the model is of its answers."""
 
@@ -118,9 +119,13 @@ def _effect(before: Readout, after: Readout) -> Effect:
         loss=after.loss,
         nats_added=after.loss - before.loss,
         kl=per_token_kl(before, after).mean().item(),
-        logit_difference_lost=before.logit_difference - after.logit_difference,
+        logit_difference_lost=_share_lost(before.logit_difference, after.logit_difference),
         answers_changed=answers_changed(before, after),
     )
+
+
+def _share_lost(before: float, after: float) -> float:
+    return (before - after) / before if before > 0 else 0.0
 
 
 def _run(

@@ -7,12 +7,14 @@ are uniform over d_vocab - 1 tokens, and positions 1 to n_ctx - 1 predict the to
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from nopos.errors import ConfigError
 from nopos.model.config import ModelConfig
 from nopos.model.parameters import parameter_shapes
 
@@ -54,40 +56,67 @@ def floor_of_one_causal_layer(config: ModelConfig) -> float:
 
 def _mean_n_log_n(draws: int, values: int) -> float:
     """E[n ln n] for n ~ Binomial(draws, 1 / values): how much repeats among uniform draws lower their entropy."""
-    p = 1 / values
-    terms = (math.comb(draws, n) * p**n * (1 - p) ** (draws - n) * n * math.log(n) for n in range(2, draws + 1))
+    if values == 1:
+        return draws * math.log(draws) if draws else 0.0
+    log_p, log_q = -math.log(values), math.log1p(-1 / values)
+    terms = (
+        math.exp(_log_choose(draws, n) + n * log_p + (draws - n) * log_q) * n * math.log(n) for n in range(2, draws + 1)
+    )
     return sum(terms, start=0.0)
 
 
-RELAY_CONFIG = ModelConfig(d_model=128, d_head=32, positions="learned")
+def _log_choose(draws: int, n: int) -> float:
+    """As logarithms: the number itself leaves the range of floats beyond a thousand draws."""
+    return math.lgamma(draws + 1) - math.lgamma(n + 1) - math.lgamma(draws - n + 1)
 
 
-def relay_parameters() -> dict[str, Float[Tensor, ...]]:
+SHARPNESS = 2e4
+"""Nats by which the relay's attention prefers a position to another whose code is orthogonal to its own, about."""
+LEAD = 12.0
+"""Nats by which the relay's answer leads the token whose code is nearest to the right one's, about."""
+
+
+def relay_config(sizes: ModelConfig) -> ModelConfig:
+    """That of a relay of these sizes."""
+    return replace(sizes, positions="learned", causal=True, normalization="LN")
+
+
+def relay_parameters(config: ModelConfig) -> dict[str, Float[Tensor, ...]]:
     """Weights by hand that solve the task with positions, by another route than the no-position model's.
 
-    The residual stream has four blocks of 32: token code, previous token's code, output code, position code. Layer 0
-    looks one position back by its code and copies the token code into the second block; layer 1 looks at its own
-    position and hands the second block on to the third, from which the unembedding reads. The MLPs write nothing. Token
-    codes have mean zero and all codes norm one, so LayerNorm does little but scale.
+    The residual stream has four blocks of one width: token code, previous token's code, output code, position code;
+    what is left of it is unused. Layer 0's first head looks one position back by its code and copies the token code
+    into the second block; layer 1's looks at its own position and hands the second block on to the third, from which
+    the unembedding reads. All else writes nothing. Token codes have mean zero and all codes norm one, so LayerNorm does
+    little but scale.
+
+    Args:
+        config: of `relay_config`.
+
+    Raises:
+        ConfigError: there are too few layers or dimensions for it.
     """
-    block = RELAY_CONFIG.d_model // 4
+    block = 4 * (min(config.d_model // 4, config.d_head) // 4)
+    if config.n_layers < 2 or block < 4:
+        sizes = f"{config.n_layers} layers, d_model {config.d_model} and d_head {config.d_head}"
+        raise ConfigError(f"a relay has {sizes}; it needs 2 layers, d_model 16 and d_head 4 or more")
     token, previous, output, position = (slice(i * block, (i + 1) * block) for i in range(4))
     p = {
         name: torch.ones(shape) if name.endswith(".w") else torch.zeros(shape)
-        for name, shape in parameter_shapes(RELAY_CONFIG).items()
+        for name, shape in parameter_shapes(config).items()
     }
-    codes = _unit_codes(RELAY_CONFIG.d_vocab, block)
-    angles = torch.arange(RELAY_CONFIG.n_ctx)[:, None] * torch.linspace(0.1, 3.0, block // 2)  # [pos frequency]
+    codes = _unit_codes(config.d_vocab, block)
+    frequencies = _frequencies(config.n_ctx, block // 4)
     p["embed.W_E"][:, token] = codes
-    p["pos_embed.W_pos"][:, position] = _waves(angles)
-    sharpness = 300.0
+    p["pos_embed.W_pos"][:, position] = _waves(torch.arange(config.n_ctx)[:, None] * frequencies)
+    sharpness = SHARPNESS * config.d_head**0.5 / config.d_model
     for layer, offset in ((0, 1), (1, 0)):
         attention = f"blocks.{layer}.attn"
-        p[f"{attention}.W_Q"][0, position] = sharpness * _turn(offset, block)
-        p[f"{attention}.W_K"][0, position] = torch.eye(block)
-        p[f"{attention}.W_V"][0, token if layer == 0 else previous] = torch.eye(block)
-        p[f"{attention}.W_O"][0, :, previous if layer == 0 else output] = torch.eye(block)
-    p["unembed.W_U"][output] = 5.0 * codes.T
+        p[f"{attention}.W_Q"][0, position, :block] = sharpness * _turn(offset, frequencies)
+        p[f"{attention}.W_K"][0, position, :block] = torch.eye(block)
+        p[f"{attention}.W_V"][0, token if layer == 0 else previous, :block] = torch.eye(block)
+        p[f"{attention}.W_O"][0, :block, previous if layer == 0 else output] = torch.eye(block)
+    p["unembed.W_U"][output] = _gain(codes, config.d_model) * codes.T
     return p
 
 
@@ -98,14 +127,25 @@ def _unit_codes(count: int, width: int) -> Float[Tensor, "count width"]:
     return codes / codes.norm(dim=-1, keepdim=True)
 
 
+def _gain(codes: Float[Tensor, "count width"], d_model: int) -> float:
+    """By which the unembedding makes LEAD of the least difference of two codes, which have nearly all of the norm."""
+    cosines = codes @ codes.T
+    nearest = cosines.fill_diagonal_(-1.0).max().item()
+    return LEAD / ((1 - nearest) * d_model**0.5)
+
+
+def _frequencies(n_ctx: int, count: int) -> Float[Tensor, " frequency"]:
+    """From half a turn over the whole context to nearly half a turn a position, so that no two positions look alike."""
+    return math.pi * torch.tensor(n_ctx, dtype=torch.float32).reciprocal().pow(torch.linspace(1, 0.1, count))
+
+
 def _waves(angles: Float[Tensor, "pos frequency"]) -> Float[Tensor, "pos wave"]:
-    """Cosine and sine of each angle, as a unit vector. Its mean is not exactly zero; scores do not depend on that."""
-    pairs = torch.stack([angles.cos(), angles.sin()], dim=-1)
-    return rearrange(pairs, "pos frequency part -> pos (frequency part)") / angles.shape[-1] ** 0.5
+    """Cosine and sine of each angle, and their negatives, so that the mean is zero: a unit vector."""
+    parts = torch.stack([angles.cos(), angles.sin(), -angles.cos(), -angles.sin()], dim=-1)
+    return rearrange(parts, "pos frequency part -> pos (frequency part)") / (2 * angles.shape[-1]) ** 0.5
 
 
-def _turn(offset: int, width: int) -> Float[Tensor, "wave turned"]:
+def _turn(offset: int, frequencies: Float[Tensor, " frequency"]) -> Float[Tensor, "wave turned"]:
     """The matrix that takes the wave of position i to that of position i - offset."""
-    angles = -offset * torch.linspace(0.1, 3.0, width // 2)
-    blocks = [torch.tensor([[math.cos(a), math.sin(a)], [-math.sin(a), math.cos(a)]]) for a in angles.tolist()]
-    return torch.block_diag(*blocks)
+    turns = [(math.cos(angle), math.sin(angle)) for angle in (-offset * frequencies).tolist()]
+    return torch.block_diag(*(torch.tensor([[c, s], [-s, c]]) for c, s in turns for _ in range(2)))

@@ -60,7 +60,7 @@ class Checkpoint:
     def describe(self) -> str:
         """One phrase for a table: recipe and seed, and in what the training differs from the recipe of that name."""
         if self.recipe is None or self.train is None:
-            return "weights of unknown training"
+            return f"weights of unknown training, {'causal' if self.config.causal else 'bidirectional'}"
         known = RECIPES.get(self.recipe, Recipe(name=self.recipe, model=self.config, train=self.train))
         changed = changes(self.config, known.model) | changes(self.train, known.train)
         but = "".join(f", but {name} {value}" for name, value in changed.items())
@@ -75,15 +75,19 @@ def _by_kernel(made_with: Mapping[str, Any]) -> str:
     return f", kernel {kernel}" + (f" with {threads} threads" if threads is not None else "")
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: Path, *, bidirectional: bool = False) -> Checkpoint:
     """Load a checkpoint of ours, or a HookedTransformer state dict of this architecture, whose shapes show its sizes.
+
+    Args:
+        path: of the weights.
+        bidirectional: whether a state dict that does not show it is of a model without a causal mask.
 
     Raises:
         CheckpointError: the file is missing, damaged, of another shape, not finite, or not a checkpoint.
     """
     tensors, manifest, digest = tensor_files.read_checkpoint(path)
     described = (
-        {"config": config_shown_by(tensors)}
+        {"config": config_shown_by(tensors, where=str(path), bidirectional=bidirectional)}
         if manifest is None
         else _described(tensor_files.manifest_path(path), manifest)
     )

@@ -12,17 +12,14 @@ from pathlib import Path
 import torch
 
 from nopos.claims.run import SubjectLoader, require_named_once
-from nopos.errors import CheckpointError, ConfigError
-from nopos.model.config import ModelConfig, changes
+from nopos.errors import ConfigError
 from nopos.model.recipes import recipe_named
 from nopos.storage import cache, checkpoints
+from nopos.subjects.sizes import require_checkable
 from nopos.subjects.subject import Subject
 
 SLOW_MODELS = (("notebook", 0), ("sprint", 100), ("sprint", 101))
 """Recipe and seed of the models that the slow tier checks too. No bound was set from the two of `sprint`."""
-
-NO_SIZES = ("causal", "positions")
-"""Fields of a config in which a model may differ from those that the claims are about: it is measured and refuted."""
 
 
 def require_possible(
@@ -50,7 +47,12 @@ def require_possible(
 
 
 def named_subjects(
-    files: Sequence[str], *, recipe: str | None, seed: int | None, device: str | None
+    files: Sequence[str],
+    *,
+    recipe: str | None,
+    seed: int | None,
+    device: str | None,
+    bidirectional: bool = False,
 ) -> Iterator[Subject]:
     """The models that a command line names, loaded or trained one after the other.
 
@@ -59,30 +61,21 @@ def named_subjects(
         recipe: of one more model, from the cache or trained now.
         seed: of that model; 0 if it is None.
         device: where to train it; the best there is if it is None.
+        bidirectional: whether files that do not show it are of models without a causal mask.
 
     Raises:
-        NoposError: a file is named twice, has no name, is no checkpoint of this shape, or has other sizes than the
-            claims are about, there is no such recipe or seed, or training went wrong.
+        NoposError: a file is named twice, has no name, is no checkpoint of this architecture, or of a model that the
+            memory is too small for, there is no such recipe or seed, or training went wrong.
     """
     if "" in files:  # which Path takes for the current folder
         raise ConfigError("checkpoint is empty; name a file")
     require_named_once(files, as_what=lambda name: Path(name).resolve())
     for name in files:
-        checkpoint = checkpoints.load(Path(name))
-        _require_the_claims_sizes(name, checkpoint.config)
+        checkpoint = checkpoints.load(Path(name), bidirectional=bidirectional)
+        require_checkable(name, checkpoint.config)
         yield Subject(name, checkpoint)
     if recipe is not None:
         yield recipe_subject(recipe, seed or 0, checkpoints.device_named(device))
-
-
-def _require_the_claims_sizes(name: str, config: ModelConfig) -> None:
-    """Say of all sizes at once, in the order of the config's fields, what they are and what they should be."""
-    default = ModelConfig()
-    sizes = {field: value for field, value in changes(config, default).items() if field not in NO_SIZES}
-    if sizes:
-        found = ", ".join(f"{field} {value}" for field, value in sizes.items())
-        right = ", ".join(f"{field} {getattr(default, field)}" for field in sizes)
-        raise CheckpointError(f"{name}: is a model with {found}; the claims are about {right}")
 
 
 def slow_loaders(device: torch.device) -> list[SubjectLoader]:

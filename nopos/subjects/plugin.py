@@ -31,6 +31,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="a model to check: ours, or a HookedTransformer state dict (.safetensors, .pt, .pth); repeatable",
     )
     group.addoption(
+        "--nopos-bidirectional",
+        action="store_true",
+        help="files of state dicts without a mask are of models that see later positions too (default: causal)",
+    )
+    group.addoption(
         "--nopos-recipe", metavar="NAME", help="check a model trained by this recipe, cached or trained now"
     )
     group.addoption("--nopos-seed", type=int, metavar="N", help="seed of the model of --nopos-recipe (default: 0)")
@@ -59,7 +64,8 @@ def pytest_nopos_subjects(config: pytest.Config) -> Sequence[SubjectLoader]:
     if files or recipe is not None:
         if retrain and recipe is not None:
             loaders.forget(recipe, seed or 0, device_named(device))
-        named = loaders.named_subjects(files, recipe=recipe, seed=seed, device=device)
+        bidirectional: bool = option("nopos_bidirectional")
+        named = loaders.named_subjects(files, recipe=recipe, seed=seed, device=device, bidirectional=bidirectional)
         return [SubjectLoader(subject.name, partial(_known, subject)) for subject in named]
     if retrain:
         for of, number in loaders.SLOW_MODELS:

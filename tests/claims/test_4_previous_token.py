@@ -18,6 +18,7 @@ from nopos.subjects.controls import (
     UNIFORM_LAYER_1,
     UNTRAINED,
 )
+from nopos.subjects.scopes import TWO_OR_MORE_LAYERS
 
 
 @claim(
@@ -25,6 +26,7 @@ from nopos.subjects.controls import (
     source="notebook, step 6, by knocked-out attention edges",
     requested="layer 1 reads the previous token",
     refuted_by=[LEARNED_POSITIONS, RELAY, TWO_BACK],
+    scope=TWO_OR_MORE_LAYERS,
 )
 def test_layer_1_needs_its_attention_to_the_previous_token(subject, measure, offset=1):
     """Knocking out layer 1's attention to the previous token destroys the prediction; to one further back does not."""
@@ -36,7 +38,12 @@ def test_layer_1_needs_its_attention_to_the_previous_token(subject, measure, off
     assert measure("largest share of answers changed by that", changed) < 0.005
 
 
-@claim(evidence="causal", source="notebook, step 6", refuted_by=[RELAY, TWO_BACK, UNIFORM_LAYER_1])
+@claim(
+    evidence="causal",
+    source="notebook, step 6",
+    refuted_by=[RELAY, TWO_BACK, UNIFORM_LAYER_1],
+    scope=TWO_OR_MORE_LAYERS,
+)
 def test_layer_1_needs_nothing_but_its_attention_to_the_previous_token(subject, measure, offset=1):
     """With all of layer 1's attention on the previous token every answer stays; on its own token all are destroyed."""
     on_previous = subject.run(effect_of_keeping_only, layer=1, offset=offset)
@@ -46,7 +53,12 @@ def test_layer_1_needs_nothing_but_its_attention_to_the_previous_token(subject, 
     assert measure("nats added, all attention on the own token", on_own.nats_added, "nats") > 5.0
 
 
-@claim(evidence="correlational", source="notebook, step 6", refuted_by=[LEARNED_POSITIONS, TWO_BACK, UNTRAINED])
+@claim(
+    evidence="correlational",
+    source="notebook, step 6",
+    refuted_by=[LEARNED_POSITIONS, TWO_BACK, UNTRAINED],
+    scope=TWO_OR_MORE_LAYERS,
+)
 def test_layer_1_attends_most_to_its_own_token(subject, measure):
     """The largest weight of layer 1's attention lies on the current token rather than on the previous one."""
     share = subject.run(strongest_offset_share, layer=1, offset=0)
@@ -57,6 +69,7 @@ def test_layer_1_attends_most_to_its_own_token(subject, measure):
     evidence="correlational",
     source="notebook, step 5, mean pattern of layer 1",
     refuted_by=[TWO_BACK, CONTENT_ALONE, NO_CAUSAL_MASK, LEARNED_POSITIONS],
+    scope=TWO_OR_MORE_LAYERS,
 )
 def test_layer_1_attention_falls_by_more_than_a_third_with_each_position_back(subject, measure):
     """In the mean each of the three positions before the current one gets under two thirds of the next one's weight."""
@@ -70,6 +83,7 @@ def test_layer_1_attention_falls_by_more_than_a_third_with_each_position_back(su
     source="notebook, step 6, whose plots are usually read the other way",
     refutes="layer 1 attends mostly to the previous token",
     refuted_by=[LEARNED_POSITIONS, RELAY],
+    scope=TWO_OR_MORE_LAYERS,
 )
 def test_in_no_layer_is_the_previous_token_the_strongest_key(subject, measure, offset=1):
     """In no layer do half of the queries attend to the previous token more than to any other."""

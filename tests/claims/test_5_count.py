@@ -18,12 +18,14 @@ from nopos.subjects.controls import (
     UNTRAINED,
     WITHOUT_BOS_KEY,
 )
+from nopos.subjects.scopes import TWO_OR_MORE_LAYERS
 
 
 @claim(
     evidence="correlational",
     source="notebook, step 5, mean pattern of layer 0",
     refuted_by=[LEARNED_POSITIONS, RELAY, WITHOUT_BOS_KEY, UNTRAINED],
+    scope=TWO_OR_MORE_LAYERS,
 )
 def test_layer_0_attends_to_BOS_several_times_as_much_as_to_others_and_less_with_every_position(subject, measure):
     """In the mean BOS gets, at every position, several times what another key gets, and less than at the one before."""
@@ -38,17 +40,23 @@ def test_layer_0_attends_to_BOS_several_times_as_much_as_to_others_and_less_with
     evidence="correlational",
     source="notebook, step 6, QK circuit of layer 0",
     refuted_by=[LEARNED_POSITIONS, RELAY, NO_BOS, UNTRAINED],
+    scope=TWO_OR_MORE_LAYERS,
 )
 def test_layer_0_QK_circuit_tells_BOS_from_tokens_and_hardly_tokens_from_each_other(subject, measure):
     """For every query token the score of BOS lies above all others, by several times what these differ by."""
-    scores = subject.run(qk_circuit, layer=0)[0, 1:]  # [query_token key_token]
-    lead = (scores[:, 0] - scores[:, 1:].amax(dim=1)).min().item()
-    spread = max(scores[:, 1:].std(dim=1).mean().item(), torch.finfo(scores.dtype).eps)
+    scores = subject.run(qk_circuit, layer=0)[:, 1:]  # [head query_token key_token]
+    lead = (scores[..., 0] - scores[..., 1:].amax(dim=-1)).min().item()
+    spread = max(scores[..., 1:].std(dim=-1).mean(dim=-1).max().item(), torch.finfo(scores.dtype).eps)
     assert measure("least lead of BOS over the next key, over all query tokens", lead) > 0.5
     assert measure("this lead, over the standard deviation among the others", lead / spread) > 4.0
 
 
-@claim(evidence="causal", source="notebook, step 6", refuted_by=[LEARNED_POSITIONS, RELAY, WITHOUT_BOS_KEY])
+@claim(
+    evidence="causal",
+    source="notebook, step 6",
+    refuted_by=[LEARNED_POSITIONS, RELAY, WITHOUT_BOS_KEY],
+    scope=TWO_OR_MORE_LAYERS,
+)
 def test_the_count_comes_from_the_key_of_BOS(subject, measure):
     """When layer 0's key of BOS is the mean of the others', the prediction is destroyed."""
     effect = subject.run(effect_of_averaging_bos_key, layer=0)
@@ -59,6 +67,7 @@ def test_the_count_comes_from_the_key_of_BOS(subject, measure):
     evidence="constructive",
     source="Kazemnejad 2023, theorem 1",
     refuted_by=[LEARNED_POSITIONS, RELAY, WITHOUT_BOS_KEY, UNTRAINED],
+    scope=TWO_OR_MORE_LAYERS,
 )
 def test_layer_0_attends_by_the_law_of_dilution(subject, measure):
     """After i other keys BOS gets a/(a+i), by an `a` that the weights give each query token: put in, answers stay."""
@@ -74,6 +83,7 @@ def test_layer_0_attends_by_the_law_of_dilution(subject, measure):
     evidence="causal",
     source="the question why one dilution for all tokens costs so much",
     refuted_by=[LEARNED_POSITIONS, RELAY, TWO_BACK],
+    scope=TWO_OR_MORE_LAYERS,
 )
 def test_later_layers_allow_for_each_token_diluting_BOS_by_its_own_a(subject, measure):
     """With the median token's attention for all, a token is decoded where its own `a` puts that attention."""
@@ -91,22 +101,25 @@ def test_later_layers_allow_for_each_token_diluting_BOS_by_its_own_a(subject, me
     evidence="causal",
     source="the law of dilution: 2a/(2a+i-1)",
     refuted_by=[LEARNED_POSITIONS, RELAY, NO_BOS, CLOCK],
+    scope=TWO_OR_MORE_LAYERS,
 )
 def test_positions_are_decoded_where_the_law_puts_them_whatever_becomes_of_BOS(subject, measure):
     """A second BOS halves the count, as does BOS weighing twice; half doubles it; without its key it runs out."""
-    second = subject.run(decoded_position.after_a_second_bos, position=5)
+    early = subject.config.n_ctx // 10
+    second = subject.run(decoded_position.after_a_second_bos, position=early)
     twice, half = (subject.run(decoded_position.with_bos_weighted, factor=factor) for factor in (2.0, 0.5))
-    elsewhere = subject.run(decoded_position.with_the_key_of_bos_elsewhere, position=5)
+    elsewhere = subject.run(decoded_position.with_the_key_of_bos_elsewhere, position=early)
     assert measure("error of decoded positions after a second BOS", second.error, "positions") < 1.5
     assert measure("the same, BOS weighing twice", twice.error, "positions") < 2.0
     assert measure("the same, BOS weighing half", half.error, "positions") < 2.0
-    assert measure("the same, the key of BOS at position 5", elsewhere.error, "positions") < 4.0
+    assert measure("the same, the key of BOS after a tenth of the positions", elsewhere.error, "positions") < 4.0
 
 
 @claim(
     evidence="causal",
     source="notebook, step 7, which averages all values",
     refuted_by=[LEARNED_POSITIONS, RELAY, NO_BOS, UNTRAINED],
+    scope=TWO_OR_MORE_LAYERS,
 )
 def test_only_the_value_of_BOS_tells_positions_apart(subject, measure):
     """Layer 0's values of all other tokens may be one and the same: positions are decoded, and most answers stay."""

@@ -23,12 +23,14 @@ from nopos.subjects.controls import (
     TWO_BACK,
     UNTRAINED,
 )
+from nopos.subjects.scopes import TWO_OR_MORE_LAYERS
 
 
 @claim(
     evidence="correlational",
     source="Kazemnejad 2023, theorem 2: scores as content and distance",
     refuted_by=[LEARNED_POSITIONS, CONTENT_ALONE, UNTRAINED],
+    scope=TWO_OR_MORE_LAYERS,
 )
 def test_layer_1_scores_are_a_function_of_distance_to_within_a_few_percent(subject, measure):
     """Of what differs among a late query's near scores, position makes nearly all, and distance nearly all of that."""
@@ -41,6 +43,7 @@ def test_layer_1_scores_are_a_function_of_distance_to_within_a_few_percent(subje
     evidence="correlational",
     source="the question how the falls stay alike",
     refuted_by=[LEARNED_POSITIONS, RELAY, HALF_TRAINED, NO_BOS],
+    scope=TWO_OR_MORE_LAYERS,
 )
 def test_queries_grow_as_the_falls_from_key_to_key_shrink_so_that_scores_fall_alike(subject, measure):
     """Asked by one query, keys of late positions lie closer together; a later query stretches them more."""
@@ -57,6 +60,7 @@ def test_queries_grow_as_the_falls_from_key_to_key_shrink_so_that_scores_fall_al
     evidence="correlational",
     source="the question why the first fall is smaller",
     refuted_by=[RELAY, TWO_BACK, UNTRAINED],
+    scope=TWO_OR_MORE_LAYERS,
 )
 def test_layer_1_scores_its_own_position_lower_for_being_of_one_token(subject, measure):
     """Query and key of one token meet at the own position alone, and lower its score beneath what their codes say."""
@@ -69,6 +73,7 @@ def test_layer_1_scores_its_own_position_lower_for_being_of_one_token(subject, m
     evidence="constructive",
     source="the law of dilution, through the weights up to layer 1's QK circuit",
     refuted_by=[LEARNED_POSITIONS, RELAY, CONTENT_ALONE, NO_BOS],
+    scope=TWO_OR_MORE_LAYERS,
 )
 def test_the_kernel_follows_from_the_weights(subject, measure):
     """Layer 1's scores, computed from weights and law with no sequence read, are those it has; put in, answers stay."""
@@ -83,6 +88,7 @@ def test_the_kernel_follows_from_the_weights(subject, measure):
     evidence="causal",
     source="Makelov 2023, for the random directions",
     refuted_by=[LEARNED_POSITIONS, NO_BOS, CONTENT_ALONE, UNTRAINED],
+    scope=TWO_OR_MORE_LAYERS,
 )
 def test_a_position_with_the_code_of_another_is_scored_as_that_other(subject, measure):
     """Patch mean codes from three and six positions away: scores change as predicted, and not for random directions."""
@@ -95,6 +101,7 @@ def test_a_position_with_the_code_of_another_is_scored_as_that_other(subject, me
     evidence="correlational",
     source="the question why the mean pattern beats the model's own",
     refuted_by=[LEARNED_POSITIONS, RELAY, UNTRAINED],
+    scope=TWO_OR_MORE_LAYERS,
 )
 def test_content_in_layer_1_scores_harms_where_it_tilts_from_the_previous_token_to_the_one_before(
     subject, measure, offset=1

@@ -15,13 +15,6 @@ ROOM = 0.5
 """Of the range over a recipe's seeds: how far beyond the worst of its models a bound must lie."""
 
 MODELS = {"sprint": 10, "notebook": 10}
-FEWER = {
-    # Measured since, when the weights of the other notebook models were no longer there.
-    ("test_each_answer_leans_on_neurons_of_MLP_1_of_its_own", "logit difference lost, more than by another's eight"): {
-        "sprint": 10,
-        "notebook": 3,
-    }
-}
 
 FILE, BOUND = "test_4_previous_token.py", "> 4.0\n"
 """One bound of one claim, as its file has it."""
@@ -39,7 +32,7 @@ def test_the_table_is_printed_from_the_measurements():
 def test_the_measurements_are_of_ten_models_of_each_recipe():
     for row in kept():
         models = {recipe: len(values) for recipe, values in row.values.items()}
-        assert models == FEWER.get((row.claim, row.name), MODELS)
+        assert models == MODELS
 
 
 def test_every_bound_is_in_the_table(evaluated):

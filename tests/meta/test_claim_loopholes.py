@@ -141,7 +141,7 @@ CHEATS = [
         id="a control that cannot be built",
     ),
     pytest.param(
-        "@pytest.fixture\ndef nopos_subject():\n    return UNTRAINED.build()\n" + GOOD,
+        "@pytest.fixture\ndef nopos_subject():\n    return UNTRAINED.model_for(reference())\n" + GOOD,
         "overridden",
         id="another subject than the one under test",
     ),

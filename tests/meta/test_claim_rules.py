@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from nopos.storage import checkpoints
-from nopos.subjects.controls import LEAKING_POSITIONS, TRAINED
+from nopos.subjects.controls import LEAKING_POSITIONS, reference
 from nopos.subjects.shipped import CLAIMS
+from nopos.subjects.sizes import TRAINED
 from tests.support.claim_sessions import GOOD, and_then, check_rejected, measuring
 
 
@@ -225,7 +226,11 @@ def test_the_ledger_is_the_same_under_xdist(run):
 
 def test_loading_never_mends_a_leaking_W_pos(run, tmp_path):
     leaking = replace(
-        LEAKING_POSITIONS.build().checkpoint, recipe="notebook", train=TRAINED["reference"].train, seed=0, made_with={}
+        LEAKING_POSITIONS.model_for(reference()).checkpoint,
+        recipe="notebook",
+        train=TRAINED["reference"].train,
+        seed=0,
+        made_with={},
     )
     path = tmp_path / "leaking.safetensors"
     checkpoints.save(leaking, path)

@@ -38,7 +38,7 @@ def test_no_hook_survives_the_claims(evaluated):
 
 @pytest.mark.parametrize("control", [WITHOUT_BOS_KEY, CONTENT_ALONE, UNIFORM_LAYER_1], ids=lambda control: control.name)
 def test_a_standing_edit_changes_the_output_of_model_and_folded_model_and_survives_other_edits(control):
-    plain, edited = reference(), control.build()
+    plain, edited = reference(), control.model_for(reference())
     tokens = edited.tokens[:4]
     before = edited.model(tokens)
     assert (before - plain.model(tokens)).abs().max() > 1

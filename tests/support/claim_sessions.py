@@ -46,7 +46,9 @@ Run = Callable[..., tuple[pytest.RunResult, Any]]
 @pytest.fixture(scope="session")
 def built() -> dict[str, Subject]:
     """The reference model and two controls, each built and measured once for all sessions that are run within this."""
-    return {"reference": controls.reference(), "untrained": controls.UNTRAINED.build(), "relay": controls.RELAY.build()}
+    reference = controls.reference()
+    models: dict[str, Subject] = {one.name: one.model_for(reference) for one in (controls.UNTRAINED, controls.RELAY)}
+    return {"reference": reference, **models}
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def run(pytester: pytest.Pytester, built: dict[str, Subject], monkeypatch: pytes
 
     def subject(of_session: Controls, control: Control, beside: Subject) -> Subject:
         if control in (controls.UNTRAINED, controls.RELAY):
-            of_session._subjects[control, None] = built[control.name]
+            of_session._subjects[control, control.key(beside)] = built[control.name]
         return build(of_session, control, beside)
 
     monkeypatch.setattr(Controls, "subject", subject)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,29 +15,24 @@ from nopos.model.parameters import initial_parameters
 from nopos.storage import checkpoints
 
 
-@dataclass(frozen=True)
-class OddSizes:
-    """Checkpoints of other sizes than the claims are about, and what is wrong with the first."""
-
-    files: tuple[str, ...]
-    problem: str
-
-
 @pytest.fixture(params=[".safetensors", ".pt"], ids=["ours", "a state dict"])
 def odd_sizes(request, tmp_path, tiny_recipe):
-    """Two files of several odd sizes each: of ours, which know their sizes, or state dicts, whose shapes show them."""
-    sizes = {"d_vocab": 11, "n_layers": 1, "d_mlp": 32}
-    paths = [tmp_path / f"{name}{request.param}" for name in ("odd", "odder")]
-    for path, more in zip(paths, ({}, {"n_ctx": 9}), strict=True):
-        config = ModelConfig(**sizes | more)
-        if request.param == ".pt":
-            torch.save(initial_parameters(config, 0), path)
-        else:
-            checkpoints.save(checkpoints.train(replace(tiny_recipe, model=config), 0, torch.device("cpu")), path)
-    found, right = "n_layers 1, d_mlp 32, d_vocab 11", "n_layers 2, d_mlp 256, d_vocab 300"
-    return OddSizes(
-        tuple(str(path) for path in paths), f"{paths[0]}: is a model with {found}; the claims are about {right}"
-    )
+    """A file of a model of odd sizes with one layer: ours, which knows its sizes, or a state dict that shows them."""
+    config = ModelConfig(n_layers=1, n_heads=2, d_model=10, d_head=5, d_mlp=32, d_vocab=11, n_ctx=9)
+    path = tmp_path / f"odd{request.param}"
+    if request.param == ".pt":
+        torch.save(initial_parameters(config, 0), path)
+    else:
+        checkpoints.save(checkpoints.train(replace(tiny_recipe, model=config), 0, torch.device("cpu")), path)
+    return str(path), config
+
+
+@pytest.fixture
+def one_position(tmp_path):
+    """A file of a model that has nothing to predict, and what is to be complained of."""
+    path = tmp_path / "one.pt"
+    torch.save(initial_parameters(ModelConfig(n_ctx=1), 0), path)
+    return str(path), f"{path}: has 1 position; to predict the previous token it needs 2 or more"
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nopos.methods.folding import fold_layer_norm, folded_config
 from nopos.model.config import ModelConfig
+from nopos.model.handwritten import relay_config
 from nopos.model.parameters import initial_parameters
 from nopos.model.recipes import Recipe, TrainConfig
 from nopos.model.transformer import NoPosTransformer
@@ -74,25 +75,31 @@ def with_layer_1_attention(model: NoPosTransformer, **entries: float) -> NoPosTr
     return NoPosTransformer(model.config, parameters)
 
 
+RELAY_CONFIG = relay_config(ModelConfig())
 LAW_CONFIG = replace(MICRO, n_heads=1, n_ctx=26)
 
 
 @pytest.fixture
 def law_model() -> NoPosTransformer:
+    """A model with one head on which the law of dilution is exact."""
+    return law_model_of(LAW_CONFIG)
+
+
+def law_model_of(config: ModelConfig) -> NoPosTransformer:
     """A model on which the law of dilution is exact: layer 0's keys and values of all tokens but BOS are alike.
 
     Tokens differ in the order of the second half of their embedding, which LayerNorm keeps and layer 0's keys and
     values do not read. Its queries and MLPs do read it, so each token has a dilution of its own.
     """
-    parameters = noisy_parameters(LAW_CONFIG, 0)
-    half = LAW_CONFIG.d_model // 2
+    parameters = noisy_parameters(config, 0)
+    half = config.d_model // 2
     rng = torch.Generator().manual_seed(1)
     shared, entries = torch.randn(half, generator=rng), torch.randn(half, generator=rng)
-    for token in range(1, LAW_CONFIG.d_vocab):
+    for token in range(1, config.d_vocab):
         parameters["embed.W_E"][token] = torch.cat([shared, entries[torch.randperm(half, generator=rng)]])
     parameters["pos_embed.W_pos"].zero_()
     parameters["blocks.0.ln1.b"].zero_()
     for name in ("W_K", "W_V"):
         parameters[f"blocks.0.attn.{name}"][:, half:] = 0.0
     parameters["blocks.0.attn.W_O"] *= 5.0  # so that a count says more than a token
-    return NoPosTransformer(LAW_CONFIG, parameters)
+    return NoPosTransformer(config, parameters)

@@ -11,7 +11,7 @@ from nopos.model import recipes
 from nopos.model.config import ModelConfig
 from nopos.model.parameters import initial_parameters
 from nopos.storage import checkpoints
-from nopos.subjects.controls import UNTRAINED
+from nopos.subjects.controls import UNTRAINED, reference
 from nopos.subjects.shipped import checkpoint_path
 from tests.support.command import CLAIM, complaint
 
@@ -38,7 +38,7 @@ def test_verify_ends_with_1_on_a_model_for_which_a_claim_is_false(one_claim, nop
 
 
 def test_verify_takes_several_models_and_a_hooked_transformer_file(one_claim, nopos, tmp_path):
-    torch.save(UNTRAINED.build().checkpoint.parameters, tmp_path / "hooked.pt")
+    torch.save(UNTRAINED.model_for(reference()).checkpoint.parameters, tmp_path / "hooked.pt")
     code, out, _ = nopos("verify", "--checkpoint", tmp_path / "hooked.pt", "--checkpoint", checkpoint_path("reference"))
     assert code == 1
     assert "hooked.pt (weights of unknown training" in out
@@ -135,10 +135,32 @@ def test_a_ledger_is_written_over_nothing_but_a_ledger(one_claim, nopos, tmp_pat
     assert path.read_bytes() == before
 
 
-def test_a_model_of_other_sizes_than_the_claims_are_about_is_one_line(odd_sizes, nopos, no_work):
-    output = nopos("verify", *(f"--checkpoint={file}" for file in odd_sizes.files))
+def test_a_claim_that_is_not_about_a_model_is_out_of_scope_and_counted_apart(odd_sizes, own_cache, nopos, tmp_path):
+    path, _ = odd_sizes
+    code, out, err = nopos("verify", "--checkpoint", path, "-k", "folded or law_of", "--json", tmp_path / "l.json")
+    assert (code, err) == (0, "")
+    assert "out of scope · constructive" in out
+    assert "1 of 1 claims came out as expected" in out
+    assert "out of scope are 1 more: needs a second layer; needs 21 positions or more (1)" in out
+    claims = json.loads((tmp_path / "l.json").read_text())["subjects"][0]["claims"]
+    found = {one["verdict"]: (one["as_expected"], one["reason"], one["measurements"] == []) for one in claims}
+    assert found == {
+        "holds": (True, None, False),
+        "out of scope": (None, "needs a second layer; needs 21 positions or more", True),
+    }
+
+
+def test_a_run_in_which_every_claim_is_out_of_scope_ran_nothing(odd_sizes, nopos):
+    path, _ = odd_sizes
+    output = nopos("verify", "--checkpoint", path, "-k", "law_of_dilution")
     assert output[0] == 2
-    assert complaint(output) == f"nopos: {odd_sizes.problem}"
+    assert output[2].startswith("nopos: no claim is about these models; all that were selected are out of scope")
+
+
+def test_bidirectional_without_a_file_is_one_line(nopos, no_work):
+    output = nopos("verify", "--bidirectional")
+    assert output[0] == 2
+    assert complaint(output) == "nopos: bidirectional is given, but no file; name a checkpoint, or leave it out"
 
 
 def test_a_damaged_cache_entry_is_one_line_and_the_run_goes_on(own_cache, one_claim, nopos, monkeypatch, tiny_recipe):
@@ -170,7 +192,14 @@ def test_a_model_named_twice_is_one_line(nopos, no_work, tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize(
     "option",
-    [("--json", "l.json"), ("--checkpoint", "a.pt"), ("--recipe", "sprint"), ("--seed", "0"), ("--device", "cpu")],
+    [
+        ("--bidirectional",),
+        ("--json", "l.json"),
+        ("--checkpoint", "a.pt"),
+        ("--recipe", "sprint"),
+        ("--seed", "0"),
+        ("--device", "cpu"),
+    ],
     ids=lambda option: option[0],
 )
 def test_an_option_that_list_has_no_use_for_is_one_line(nopos, no_work, option):
@@ -192,4 +221,4 @@ def test_a_checkpoint_whose_shapes_show_no_one_size_is_one_line(nopos, tmp_path,
     torch.save(initial_parameters(micro, 0) | {"unembed.b_U": torch.zeros(9)}, tmp_path / "micro.pt")
     output = nopos("verify", "--checkpoint", tmp_path / "micro.pt")
     assert output[0] == 2
-    assert "embed.W_E is [7, 8]; this model needs [300, 64]" in complaint(output)
+    assert "unembed.b_U is [9]; this model needs [7]" in complaint(output)

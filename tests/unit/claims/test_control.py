@@ -50,5 +50,5 @@ def test_what_needs_nothing_or_the_subject_can(build):
 def test_a_subject_that_is_bound_already_is_left_as_it_is():
     mine = Fake("mine")
     bound = Control("good", "nothing", partial(lambda subject: Fake(subject.name), subject=mine), "broken")
-    assert not bound.is_for_each_subject
+    assert not bound.is_for_a_subject
     assert bound.model_for(Fake("another")).name == "mine"

@@ -63,7 +63,7 @@ def test_the_json_has_the_documented_shape():
     assert ledger
     content = json.loads(ledger.to_json(command="nopos verify", seconds=1.234))
     assert list(content) == ["schema", "complete", "command", "environment", "seconds", "subjects"]
-    assert (content["schema"], content["complete"]) == (SCHEMA, True) == (3, True)
+    assert (content["schema"], content["complete"]) == (SCHEMA, True) == (4, True)
     assert (content["command"], content["seconds"]) == ("nopos verify", 1.23)
     assert {"python", "platform", "machine", "cpus", "versions"} <= set(content["environment"])
     assert content["environment"]["versions"]["torch"]
@@ -74,6 +74,16 @@ def test_a_value_that_is_no_json_is_refused():
     ledger.add(known("m"), recorded(seconds=float("nan")))
     with pytest.raises(ValueError, match="JSON"):
         ledger.to_json(command="", seconds=0)
+
+
+def test_what_is_out_of_scope_is_no_failure_and_a_run_of_nothing_else_no_success():
+    ledger = Ledger()
+    ledger.add(known("m"), recorded("f::test_1", "out of scope", as_expected=None, reason="needs two layers"))
+    assert (ledger.as_expected(), ledger.any_in_scope(), ledger.complete) == (False, False, True)
+    ledger.add(known("m"), recorded("f::test_2"))
+    assert (ledger.as_expected(), ledger.any_in_scope()) == (True, True)
+    ledger.add(known("m"), recorded("f::test_3", "refuted"))
+    assert not ledger.as_expected()
 
 
 def test_a_run_is_as_expected_when_it_is_complete_and_every_claim_is():

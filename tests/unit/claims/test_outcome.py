@@ -102,6 +102,36 @@ def test_a_claim_that_is_defined_anew_is_evaluated_anew():
     assert controls.outcome(make(10.0), bad, SUBJECT).verdict == "holds"
 
 
+def test_subjects_of_which_what_decides_it_is_the_same_share_a_control():
+    """Three subjects of two sizes: a model for each size, and the claim evaluated once on each."""
+    built, evaluated = [], []
+
+    def build(subject):
+        built.append(subject.name)
+        return Fake("sized", {"loss": 9.0, "share": 0.1})
+
+    def counts(subject, measure):
+        """It counts."""
+        evaluated.append(subject)
+        assert measure("loss", subject["loss"]) < 1.0
+
+    sized = Control("sized", "nothing", build, "broken", made_for=lambda subject: f"size {subject['size']:g}")
+    controls, claim = Controls(), claimed(sized, body=counts)
+    subjects = [Fake(name, {"size": size}) for name, size in (("a", 1.0), ("b", 2.0), ("c", 1.0))]
+    outcomes = [controls.outcome(claim, sized, subject) for subject in subjects]
+    assert (built, [one.name for one in evaluated]) == (["a", "b"], ["sized", "sized"])
+    assert outcomes[0] is outcomes[2] is not outcomes[1]
+    assert [sized.key(subject) for subject in subjects] == ["size 1", "size 2", "size 1"]
+
+
+@pytest.mark.parametrize("made_for", [lambda subject: 3, lambda subject: 1 / 0])
+def test_a_control_that_cannot_say_what_it_is_made_for_is_an_error(made_for):
+    odd = Control("odd", "nothing", lambda subject: Fake("odd"), "broken", made_for=made_for)
+    controls = Controls()
+    assert controls.outcome(claimed(odd), odd, SUBJECT).verdict == "error"
+    assert controls.built(odd, SUBJECT) is None
+
+
 def test_a_control_that_cannot_be_built_is_an_error_under_its_name():
     broken = Control("broken", "everything", lambda: 1 / 0, "broken")
     controls = Controls()

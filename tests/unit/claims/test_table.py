@@ -25,6 +25,20 @@ def test_the_table_names_subject_claim_value_and_bound():
     assert text.endswith("  1 of 1 claims came out as expected")
 
 
+def test_what_is_out_of_scope_has_its_reason_and_is_counted_apart():
+    claims = [
+        recorded(f"f::test_{name}", "out of scope", as_expected=None, reason=reason, measurements=[], controls=[])
+        for name, reason in (("a", "needs two layers"), ("b", "needs one head"), ("c", "needs two layers"))
+    ]
+    shown = lines(recorded(), *claims, recorded("f::test_d", "refuted"))
+    text = "\n".join(shown)
+    assert "  a\n      out of scope · causal\n      needs two layers\n" in text
+    assert "  1 of 2 claims came out as expected, all but:\n    d: share: got 2" in text
+    assert shown[-1] == "  out of scope are 3 more: needs two layers (2); needs one head (1)"
+    few = lines(recorded(), *claims)
+    assert "  1 of 1 claims came out as expected" in few
+
+
 def test_controls_are_no_subjects_of_the_table():
     ledger = Ledger()
     ledger.add(known("m"), recorded())

@@ -13,8 +13,9 @@ from nopos.methods.activation_patching import (
     swap_means,
 )
 from nopos.model.data import held_out_tokens, per_token_loss
-from nopos.model.handwritten import RELAY_CONFIG, relay_parameters
+from nopos.model.handwritten import relay_parameters
 from nopos.model.transformer import NoPosTransformer
+from tests.support.micro import RELAY_CONFIG
 
 
 def drawn(*shape, seed=0):
@@ -23,7 +24,7 @@ def drawn(*shape, seed=0):
 
 @pytest.fixture
 def relay():
-    return NoPosTransformer(RELAY_CONFIG, relay_parameters())
+    return NoPosTransformer(RELAY_CONFIG, relay_parameters(RELAY_CONFIG))
 
 
 @pytest.fixture
@@ -51,9 +52,9 @@ def test_swapping_what_the_relay_tells_positions_apart_by_swaps_its_answers(rela
     """Its layer 0 looks one position back by W_pos: means swapped at the hook point of W_pos change what it sees."""
     swap = effect_of_swapping_means(relay, tokens, other_tokens=tokens, hook_point="hook_pos_embed", offsets=(1, 2))
     assert swap.before.near < 0.01
-    assert swap.before.far > 20
-    assert swap.swapped.near > 20
-    assert swap.swapped.far < 0.01
+    assert swap.before.far > 10
+    assert swap.swapped.near > 10
+    assert swap.swapped.far < 0.2
     assert len(swap.random) == RANDOM_DRAWS
     assert len({answers.far for answers in swap.random}) == RANDOM_DRAWS
     assert min(answers.far for answers in swap.random) > 1

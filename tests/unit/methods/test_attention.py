@@ -18,8 +18,9 @@ from nopos.methods.attention import (
     strongest_offset_share,
 )
 from nopos.model.data import held_out_tokens
-from nopos.model.handwritten import RELAY_CONFIG, relay_parameters
+from nopos.model.handwritten import relay_parameters
 from nopos.model.transformer import NoPosTransformer
+from tests.support.micro import RELAY_CONFIG
 
 
 def causal_pattern(seed, pos=6):
@@ -72,7 +73,7 @@ def test_a_knock_out_keeps_the_proportions_of_the_rest(seed, offset):
 
 @pytest.mark.parametrize(("layer", "looks_back"), [(0, 1), (1, 0)])
 def test_the_relay_depends_on_what_it_was_built_to_look_at(layer, looks_back):
-    model, tokens = NoPosTransformer(RELAY_CONFIG, relay_parameters()), held_out_tokens(RELAY_CONFIG, 16)
+    model, tokens = NoPosTransformer(RELAY_CONFIG, relay_parameters(RELAY_CONFIG)), held_out_tokens(RELAY_CONFIG, 16)
     other = 1 - looks_back
     assert strongest_offset_share(model, tokens, layer=layer, offset=looks_back) == 1.0
     assert strongest_offset_share(model, tokens, layer=layer, offset=other) == pytest.approx(0, abs=0.03)

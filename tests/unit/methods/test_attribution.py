@@ -13,8 +13,9 @@ from nopos.methods.attribution import (
 )
 from nopos.methods.folding import fold_layer_norm, folded_config
 from nopos.model.data import held_out_tokens
-from nopos.model.handwritten import RELAY_CONFIG, relay_parameters
+from nopos.model.handwritten import relay_parameters
 from nopos.model.transformer import NoPosTransformer
+from tests.support.micro import RELAY_CONFIG
 
 
 @pytest.fixture(params=["LN", "LNPre"])
@@ -60,7 +61,7 @@ def test_a_model_of_one_layer_has_its_four_components(micro, noisy):
 
 
 def test_in_the_relay_layer_1_writes_the_answer():
-    model, tokens = NoPosTransformer(RELAY_CONFIG, relay_parameters()), held_out_tokens(RELAY_CONFIG, 8)
+    model, tokens = NoPosTransformer(RELAY_CONFIG, relay_parameters(RELAY_CONFIG)), held_out_tokens(RELAY_CONFIG, 8)
     added = {
         name: by_position.mean().item()
         for name, by_position in direct_logit_attribution(model, tokens, offset=1).items()

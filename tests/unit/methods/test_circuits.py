@@ -17,10 +17,10 @@ from nopos.methods.circuits import (
 from nopos.methods.embedding import mean_by_token
 from nopos.methods.statistics import correlation
 from nopos.model.data import held_out_tokens
-from nopos.model.handwritten import RELAY_CONFIG, relay_parameters
+from nopos.model.handwritten import relay_parameters
 from nopos.model.transformer import NoPosTransformer
 from nopos.subjects.controls import reference
-from tests.support.micro import folded_of
+from tests.support.micro import RELAY_CONFIG, folded_of
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def folded(micro, noisy):
 
 @pytest.fixture
 def relay():
-    return folded_of(NoPosTransformer(RELAY_CONFIG, relay_parameters()))
+    return folded_of(NoPosTransformer(RELAY_CONFIG, relay_parameters(RELAY_CONFIG)))
 
 
 def test_the_qk_circuit_of_layer_0_is_its_scores(folded, micro):

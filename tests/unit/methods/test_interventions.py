@@ -68,8 +68,25 @@ def test_an_effect_by_hand(model, micro):
     assert silenced.answers_changed == pytest.approx(changed)
     assert changed > 0
     assert nothing.answers_changed == 0
-    difference = logit_difference(model(tokens), tokens).mean() - logit_difference(bias, tokens).mean()
-    assert silenced.logit_difference_lost == pytest.approx(difference.item(), abs=1e-5)
+
+
+def test_the_logit_difference_that_is_lost_is_a_share_of_the_lead(model, micro):
+    """Of a model in which the right token leads; of another there is nothing to lose."""
+    tokens = held_out_tokens(micro, 4)
+    before = logit_difference(model(tokens), tokens).mean().item()
+    backwards = ("ln_final.hook_normalized", lambda normalized: -0.5 * normalized)
+    (effect,) = effects(model, tokens, [backwards])
+    assert before < 0
+    assert effect.logit_difference_lost == 0.0
+    with torch.no_grad():
+        model.unembed.W_U.neg_()
+        model.unembed.b_U.neg_()
+    before = logit_difference(model(tokens), tokens).mean().item()
+    after = logit_difference(logits_with(model, tokens, dict([backwards])), tokens).mean().item()
+    (effect,) = effects(model, tokens, [backwards])
+    assert before > 0
+    assert effect.logit_difference_lost == pytest.approx((before - after) / before, rel=1e-4)
+    assert abs(effect.logit_difference_lost - 1) > 0.1
 
 
 def test_how_sure_the_answers_are_changes_none_of_them(model, micro):

@@ -10,13 +10,13 @@ import torch
 from nopos.model.config import ModelConfig
 from nopos.model.data import held_out_tokens, mean_loss
 from nopos.model.handwritten import (
-    RELAY_CONFIG,
     floor_of_one_causal_layer,
     floor_without_causal_mask,
     floor_without_tokens,
     relay_parameters,
 )
 from nopos.model.transformer import NoPosTransformer
+from tests.support.micro import RELAY_CONFIG
 
 
 def best_possible_loss(config, sees):
@@ -56,12 +56,12 @@ def test_the_floors_of_the_notebooks_task():
 
 
 def test_the_relay_solves_the_task():
-    model, tokens = NoPosTransformer(RELAY_CONFIG, relay_parameters()), held_out_tokens(RELAY_CONFIG, 64)
+    model, tokens = NoPosTransformer(RELAY_CONFIG, relay_parameters(RELAY_CONFIG)), held_out_tokens(RELAY_CONFIG, 64)
     logits = model(tokens)
     assert (logits[:, 1:].argmax(-1) == tokens[:, :-1]).all()
     assert 0 < mean_loss(logits, tokens).item() < 0.01
 
 
 def test_the_relay_is_the_same_each_time():
-    first, second = relay_parameters(), relay_parameters()
+    first, second = relay_parameters(RELAY_CONFIG), relay_parameters(RELAY_CONFIG)
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -76,14 +76,14 @@ def test_a_hooked_transformer_state_dict_is_loaded(tmp_path, suffix):
     loaded = load(path)
     assert loaded.config == ModelConfig()
     assert loaded.recipe is None
-    assert loaded.describe() == "weights of unknown training"
+    assert loaded.describe() == "weights of unknown training, causal"
     NoPosTransformer(loaded.config, loaded.parameters)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"embed.W_E": torch.zeros(300, 32)}, "embed.W_E is [300, 32]; this model needs [300, 64]"),
+        ({"embed.W_E": torch.zeros(300, 32)}, "pos_embed.W_pos is [50, 64]; this model needs [50, 32]"),
         ({"blocks.0.mlp.W_in": torch.full((64, 256), torch.nan)}, "blocks.0.mlp.W_in holds values that are not finite"),
         ({"blocks.2.mlp.b_in": torch.zeros(256)}, "holds blocks.2.mlp.b_in, which this model does not have"),
         ({"embed.W_E": torch.zeros(300, 64).to_sparse()}, "embed.W_E is no ordinary dense tensor"),

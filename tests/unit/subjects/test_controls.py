@@ -25,7 +25,6 @@ from nopos.subjects.controls import (
     PERMUTED_WEIGHTS,
     RELAY,
     SHUFFLED_TARGETS,
-    TRAINED,
     TWO_BACK,
     UNIFORM_LAYER_1,
     UNTRAINED,
@@ -33,6 +32,9 @@ from nopos.subjects.controls import (
     reference,
 )
 from nopos.subjects.shipped import checkpoint_path
+from nopos.subjects.sizes import TRAINED
+
+GOOD = reference()
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -50,78 +52,78 @@ def test_names_differ_and_each_says_what_it_lacks():
     names = [control.name for control in CONTROLS]
     assert len(set(names)) == len(names)
     assert all(len(control.lacks) > 20 for control in CONTROLS)
-    assert [control.build().name for control in CONTROLS] == names
+    assert [control.model_for(GOOD).name for control in CONTROLS] == names
 
 
 def test_two_back_predicts_two_back_and_not_the_previous_token():
-    subject = TWO_BACK.build()
+    subject = TWO_BACK.model_for(GOOD)
     assert subject.loss == subject.loss_at(2) < 0.1
     assert subject.loss_at(1) > 5
 
 
 def test_half_trained_knows_the_task_roughly():
-    assert 0.1 < HALF_TRAINED.build().loss < 2.0
+    assert 0.1 < HALF_TRAINED.model_for(GOOD).loss < 2.0
 
 
 def test_learned_positions_solves_the_task_with_a_W_pos():
-    subject = LEARNED_POSITIONS.build()
+    subject = LEARNED_POSITIONS.model_for(GOOD)
     assert subject.loss < 0.01
     assert subject.model.pos_embed.W_pos.abs().max() > 0.1
 
 
 def test_in_learned_positions_one_layer_looks_one_position_back_and_nothing_counts():
-    subject = LEARNED_POSITIONS.build()
+    subject = LEARNED_POSITIONS.model_for(GOOD)
     assert subject.run(strongest_offset_share, layer=0, offset=1) > 0.99
     assert subject.run(effect_of_knock_out, layer=0, offset=1).nats_added > 5
     assert subject.run(effect_of_knock_out, layer=1, offset=1).nats_added < 0.1
     for control in (LEARNED_POSITIONS, NO_CAUSAL_MASK):
-        subject = control.build()
+        subject = control.model_for(GOOD)
         options = {"other_tokens": subject.other_tokens, "hook_point": "blocks.0.hook_mlp_out"}
         assert subject.run(position_r2, **options) < 0.3
 
 
 def test_untrained_is_as_drawn():
-    weights = UNTRAINED.build().checkpoint.parameters
+    weights = UNTRAINED.model_for(GOOD).checkpoint.parameters
     assert all(
         torch.equal(value, weights[name]) for name, value in initial_parameters(TRAINED["reference"].model, 0).items()
     )
 
 
 def test_leaking_positions_differ_from_the_reference_in_W_pos_alone():
-    good, leaking = reference().checkpoint.parameters, LEAKING_POSITIONS.build().checkpoint.parameters
+    good, leaking = reference().checkpoint.parameters, LEAKING_POSITIONS.model_for(GOOD).checkpoint.parameters
     assert [name for name in good if not torch.equal(good[name], leaking[name])] == ["pos_embed.W_pos"]
     assert leaking["pos_embed.W_pos"].std().item() == pytest.approx(LEAK, rel=0.05)
-    assert LEAKING_POSITIONS.build().solves_the_task()
+    assert LEAKING_POSITIONS.model_for(GOOD).solves_the_task()
 
 
 def test_the_damaged_folded_model_belongs_to_a_good_model():
-    damaged, good = FOLDED_WITHOUT_A_BIAS.build(), reference()
+    damaged, good = FOLDED_WITHOUT_A_BIAS.model_for(GOOD), reference()
     assert damaged.loss == good.loss
     gap = largest_log_prob_gap(damaged.model, damaged.tokens, folded=damaged.folded, dtype=torch.float64)
     assert gap > 1e-3
 
 
 def test_the_relay_solves_the_task():
-    assert RELAY.build().solves_the_task()
+    assert RELAY.model_for(GOOD).solves_the_task()
 
 
 def test_models_that_lack_what_order_needs_stay_above_their_floors():
     """The floors hold for models trained as they say; shuffled targets teach only that BOS is first."""
     task = TRAINED["reference"].model
-    assert NO_CAUSAL_MASK.build().loss > handwritten.floor_without_causal_mask(task)
-    assert ONE_LAYER.build().loss > handwritten.floor_of_one_causal_layer(task)
-    assert SHUFFLED_TARGETS.build().loss == pytest.approx(handwritten.floor_without_tokens(task), abs=0.02)
+    assert NO_CAUSAL_MASK.model_for(GOOD).loss > handwritten.floor_without_causal_mask(task)
+    assert ONE_LAYER.model_for(GOOD).loss > handwritten.floor_of_one_causal_layer(task)
+    assert SHUFFLED_TARGETS.model_for(GOOD).loss == pytest.approx(handwritten.floor_without_tokens(task), abs=0.02)
 
 
 def test_without_bos_a_model_still_beats_one_layer():
     """Left open in what is known of the task: something other than BOS is counted."""
-    subject = NO_BOS.build()
+    subject = NO_BOS.model_for(GOOD)
     assert (subject.tokens > 0).all()
     assert 0.1 < subject.loss < handwritten.floor_of_one_causal_layer(subject.config)
 
 
 def test_permuted_weights_have_the_reference_models_entries():
-    good, permuted = reference().checkpoint.parameters, PERMUTED_WEIGHTS.build().checkpoint.parameters
+    good, permuted = reference().checkpoint.parameters, PERMUTED_WEIGHTS.model_for(GOOD).checkpoint.parameters
     assert all(torch.equal(value.flatten().sort().values, permuted[name].flatten().sort().values)
                for name, value in good.items())  # fmt: skip
     assert not torch.equal(good["embed.W_E"], permuted["embed.W_E"])
@@ -129,14 +131,14 @@ def test_permuted_weights_have_the_reference_models_entries():
 
 @pytest.mark.parametrize("control", [WITHOUT_BOS_KEY, CONTENT_ALONE, UNIFORM_LAYER_1], ids=lambda control: control.name)
 def test_an_intervention_has_the_reference_models_weights_and_ruins_it(control):
-    subject = control.build()
+    subject = control.model_for(GOOD)
     good = reference().checkpoint.parameters
     assert all(torch.equal(value, subject.checkpoint.parameters[name]) for name, value in good.items())
     assert subject.loss > 2
 
 
 def activations(control, hook_point):
-    subject = control.build()
+    subject = control.model_for(GOOD)
     _, cache = subject.model.run_with_cache(subject.tokens)
     return cache[hook_point]
 

@@ -8,8 +8,9 @@ import torch
 from nopos.errors import CheckpointError, ConfigError
 from nopos.model import recipes
 from nopos.model.config import ModelConfig
+from nopos.model.parameters import initial_parameters
 from nopos.storage import cache
-from nopos.subjects import loaders
+from nopos.subjects import loaders, sizes
 from nopos.subjects.shipped import checkpoint_path
 
 CPU = torch.device("cpu")
@@ -49,11 +50,37 @@ def test_a_file_named_twice_is_refused_before_it_is_read():
         list(loaders.named_subjects(["none.pt", "none.pt"], recipe=None, seed=None, device=None))
 
 
-def test_the_first_of_several_files_whose_sizes_differ_is_named_with_all_of_them(odd_sizes):
-    good = str(checkpoint_path("reference"))
+def test_a_model_of_any_sizes_is_a_subject(odd_sizes):
+    path, config = odd_sizes
+    (subject,) = loaders.named_subjects([path], recipe=None, seed=None, device=None)
+    assert subject.config == config
+
+
+def test_a_file_without_a_mask_is_bidirectional_where_that_is_asked(tmp_path):
+    path = tmp_path / "open.pt"
+    torch.save(initial_parameters(ModelConfig(causal=False), 0), path)
+    for bidirectional in (False, True):
+        (subject,) = loaders.named_subjects(
+            [str(path)], recipe=None, seed=None, device=None, bidirectional=bidirectional
+        )
+        assert subject.config.causal is not bidirectional
+        assert subject.record()["description"].endswith("bidirectional" if bidirectional else "causal")
+
+
+def test_a_model_with_nothing_to_predict_is_one_line(one_position):
+    path, problem = one_position
     with pytest.raises(CheckpointError) as raised:
-        list(loaders.named_subjects([good, *odd_sizes.files], recipe=None, seed=None, device=None))
-    assert str(raised.value) == odd_sizes.problem
+        list(loaders.named_subjects([path], recipe=None, seed=None, device=None))
+    assert str(raised.value) == problem
+
+
+def test_a_model_that_the_memory_is_too_small_for_is_one_line(monkeypatch):
+    class Little:
+        available = 10**8
+
+    monkeypatch.setattr(sizes.psutil, "virtual_memory", Little)
+    with pytest.raises(CheckpointError, match=r"d_vocab 300, n_ctx 50, d_mlp 256 takes about .* GB of memory; 0.1 are"):
+        list(loaders.named_subjects([str(checkpoint_path("reference"))], recipe=None, seed=None, device=None))
 
 
 @pytest.mark.parametrize("control", ["learned_positions", "no_causal_mask"])

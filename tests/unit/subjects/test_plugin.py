@@ -50,9 +50,9 @@ def test_how_to_train_is_refused_where_nothing_is_trained(subjects, option, othe
         subjects(*others, option)
 
 
-def test_a_model_of_other_sizes_than_the_claims_are_about_is_one_line_before_any_test(pytester, odd_sizes):
-    files = [f"--nopos-checkpoint={file}" for file in odd_sizes.files]
-    result = pytester.runpytest_inprocess("-pnopos.subjects.plugin", "-pno:cacheprovider", *files)
+def test_a_model_with_nothing_to_predict_is_one_line_before_any_test(pytester, one_position):
+    path, problem = one_position
+    result = pytester.runpytest_inprocess("-pnopos.subjects.plugin", "-pno:cacheprovider", f"--nopos-checkpoint={path}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines([f"ERROR: nopos: {odd_sizes.problem}"])
+    result.stderr.fnmatch_lines([f"ERROR: nopos: {problem}"])
     assert "Traceback" not in result.stderr.str() + result.stdout.str()

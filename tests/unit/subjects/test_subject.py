@@ -83,7 +83,7 @@ def test_an_analysis_is_handed_what_it_asks_for_by_name(model_under_test):
     assert other_tokens == id(model_under_test.other_tokens)
     assert torch.equal(loss_tokens, held_out_tokens(model_under_test.config, 256))
     assert target_offset == 1
-    assert TWO_BACK.build().run(lambda target_offset: target_offset) == 2
+    assert TWO_BACK.model_for(reference()).run(lambda target_offset: target_offset) == 2
     assert model_under_test.run(lambda: "nothing") == "nothing"
 
 
@@ -158,10 +158,11 @@ def test_a_result_on_changed_weights_is_not_remembered():
 
 
 def test_each_subject_is_judged_on_its_own_task(model_under_test):
-    solves = {control.name: control.build().solves_the_task() for control in (RELAY, TWO_BACK, UNTRAINED)}
+    controls = (RELAY, TWO_BACK, UNTRAINED)
+    solves = {control.name: control.model_for(model_under_test).solves_the_task() for control in controls}
     assert solves == {"relay": True, "two back": True, "untrained": False}
     assert model_under_test.solves_the_task()
-    two_back = TWO_BACK.build()
+    two_back = TWO_BACK.model_for(reference())
     assert (two_back.task.target_offset, two_back.loss) == (2, two_back.loss_at(2))
     assert two_back.accuracy_at(2) > 0.99
     assert two_back.loss_at(1) > 5
@@ -169,7 +170,7 @@ def test_each_subject_is_judged_on_its_own_task(model_under_test):
 
 
 def test_a_model_without_BOS_is_read_on_tokens_without_BOS(model_under_test):
-    subject = NO_BOS.build()
+    subject = NO_BOS.model_for(reference())
     for tokens in (subject.tokens, subject.other_tokens, subject.run(lambda loss_tokens: loss_tokens)):
         assert (tokens > 0).all()
     assert (model_under_test.tokens[:, 0] == 0).all()
@@ -217,7 +218,7 @@ def test_a_hook_that_replaces_another_is_found():
     ids=["a number", "a forward pass", "one more", "a module", "a hook on a module that is no hook point"],
 )
 def test_whatever_is_set_on_a_module_is_found_and_mended(which, spoil, message):
-    subject = UNTRAINED.build()
+    subject = UNTRAINED.model_for(reference())
     loss = subject.loss
     with pytest.raises(ClaimError, match=message), subject.proven_unchanged():
         spoil(getattr(subject, which))
@@ -235,7 +236,7 @@ def test_whatever_is_set_on_a_module_is_found_and_mended(which, spoil, message):
     ids=["logits", "an activation", "what is read off the weights"],
 )
 def test_an_analysis_that_writes_into_what_it_reads_is_found_and_the_next_reads_what_is_right(write):
-    subject = UNTRAINED.build()
+    subject = UNTRAINED.model_for(reference())
     expected = subject.run(loss_on), subject.run(activation, hook_point=ATTN_OUT), subject.run(median_dilution)
     with pytest.raises(ClaimError, match="changed its activations"), subject.proven_unchanged():
         subject.run(write)
@@ -261,13 +262,13 @@ def test_a_hook_that_was_taken_away_is_put_back_where_its_handle_takes_it_away_a
 
 
 def test_another_dtype_is_a_change():
-    subject = UNTRAINED.build()
+    subject = UNTRAINED.model_for(reference())
     with pytest.raises(ClaimError, match="changed its weights"), subject.proven_unchanged():
         subject.model.double()
 
 
 def test_a_failure_inside_is_not_hidden_by_the_check():
-    subject = UNTRAINED.build()
+    subject = UNTRAINED.model_for(reference())
 
     def spoil_and_fail():
         with subject.proven_unchanged():
