@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FIELD=V,V",
-        help="values of a training field, as train.peak_lr=0.02,0.04; repeatable, for all combinations",
+        help="values of a size or a training field, as d_model=32,64 or train.peak_lr=0.02,0.04; repeatable",
     )
     sweep.add_argument(
         "--workers", type=int, metavar="N", help="processes, among which cores are shared (default: cores)"

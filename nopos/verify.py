@@ -72,7 +72,7 @@ def verify(wanted: Wanted) -> bool:
     if wanted.json is not None:  # first of all: who reads what is printed may stop reading
         write_ledger(ledger, wanted.json, command=wanted.command, seconds=time.perf_counter() - start)
     print("\n".join(table(ledger)).strip("\n"))
-    if not ledger.any_in_scope():
+    if ledger.all_out_of_scope():
         raise ConfigError("no claim is about these models; all that were selected are out of scope")
     return ledger.as_expected()
 

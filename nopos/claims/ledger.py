@@ -58,12 +58,13 @@ class Ledger:
         return not self.cut_short and "not run" not in verdicts
 
     def as_expected(self) -> bool:
-        """Whether every claim in scope, of which there is one, was run and came out as it should."""
-        return self.complete and self.any_in_scope() and all(one is not False for one in self._as_expected())
+        """Whether every claim in scope was run and came out as it should; not where all claims are out of scope."""
+        return self.complete and not self.all_out_of_scope() and False not in self._as_expected()
 
-    def any_in_scope(self) -> bool:
-        """Whether any claim was about any subject under test."""
-        return any(one is not None for one in self._as_expected())
+    def all_out_of_scope(self) -> bool:
+        """Whether there are claims, and none is about any subject under test."""
+        found = self._as_expected()
+        return bool(found) and set(found) == {None}
 
     def _as_expected(self) -> list[bool | None]:
         return [claim["as_expected"] for subject in self.tested() for claim in subject["claims"]]

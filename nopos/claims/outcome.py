@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from bdb import BdbQuit
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,6 +77,19 @@ def raised_by(action: Callable[[], object]) -> BaseException | None:
     return None
 
 
+@dataclass(frozen=True)
+class OnControls:
+    """What came out of claims on controls, as values that can be pickled: for another process that need not build them.
+
+    A control is known by its name and number.
+    """
+
+    outcomes: Mapping[tuple[str, str, int], Outcome]
+    """By the claim's id, and the control's name and number."""
+    solves: Mapping[tuple[str, int], bool]
+    """Of controls that solve the task by another mechanism or should: whether they do."""
+
+
 class Controls:
     """What one run keeps: each control built once, and each claim evaluated once on each of its controls.
 
@@ -138,6 +151,20 @@ class Controls:
             else:
                 self._outcomes[key] = evaluate(claim, self.subject(control, beside))
         return self._outcomes[key]
+
+    def take(self, known: OnControls, claims: Sequence[Claim], beside: Subject) -> None:
+        """Take in what came out elsewhere of claims on the controls that are made for such a subject.
+
+        Claims must have been planned in the same order there and here, which gives controls their numbers.
+        """
+        for claim in claims:
+            for control in (*claim.refuted_by, *claim.not_measurable_on):
+                named = control.name, self.number(control)
+                if (claim.id, *named) in known.outcomes:
+                    outcome = known.outcomes[claim.id, *named]
+                    self._outcomes[_key(control, beside), claim.id, claim.function] = outcome
+                if named in known.solves:
+                    self._solves[_key(control, beside)] = known.solves[named]
 
     def solves_the_task(self, control: Control, beside: Subject) -> bool:
         """Whether the control's model does what it is for, asked once."""

@@ -26,11 +26,19 @@ def records(verdict: Verdict, subject: Subject, controls: Controls) -> list[Reco
         controls: those that the verdict was made with.
     """
     entries = [{"subject": subject_record(subject), "claim": _on_subject(verdict)}]
-    for control, outcome in verdict.controls:
-        if (model := controls.built(control, subject)) is not None:
-            described = control_record(control, model, number=controls.number(control), beside=subject)
-            entries.append({"subject": described, "claim": _on_control(verdict.claim, outcome)})
-    return entries
+    of_controls = (control_entry(verdict.claim, *found, subject, controls) for found in verdict.controls)
+    return entries + [entry for entry in of_controls if entry is not None]
+
+
+def control_entry(
+    claim: Claim, control: Control, outcome: Outcome, subject: Subject, controls: Controls
+) -> Record | None:
+    """An entry of `records` of a claim on one control; None of one that was not built."""
+    model = controls.built(control, subject)
+    if model is None:
+        return None
+    described = control_record(control, model, number=controls.number(control), beside=subject)
+    return {"subject": described, "claim": _on_control(claim, outcome)}
 
 
 def subject_record(subject: Subject) -> Record:

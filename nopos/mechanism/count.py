@@ -25,6 +25,8 @@ from nopos.model.transformer import NoPosTransformer
 
 PATTERN, VALUES = hook_point(0, "attn.pattern"), hook_point(0, "attn.v")
 """Layer 0's: the law is about a layer that reads tokens alone."""
+LARGEST = 1e30
+"""Of a dilution: float32 has larger numbers, but not their products."""
 Dilution = Float[Tensor, "batch head query_pos"]
 Part = Literal["all", "BOS", "others"]
 Keys = Literal["BOS", "others"]
@@ -33,12 +35,14 @@ Keys = Literal["BOS", "others"]
 def dilution(folded: NoPosTransformer) -> Float[Tensor, "head query_token"]:
     """For each query token, layer 0's weight on BOS over its mean weight on another token, from the QK circuit alone.
 
+    Kept within LARGEST and its inverse, beyond which a pattern in float32 is 0 or 1 and nothing is diluted.
+
     Raises:
         AnalysisError: the model is not folded.
     """
     scores = qk_circuit(folded, layer=0)
     over_bos = (scores - scores[..., BOS, None]).exp()
-    return 1 / over_bos[..., BOS + 1 :].mean(dim=-1)
+    return (1 / over_bos[..., BOS + 1 :].mean(dim=-1)).clamp(1 / LARGEST, LARGEST)
 
 
 def median_dilution(folded: NoPosTransformer) -> Float[Tensor, " head"]:
@@ -89,7 +93,7 @@ def error_of_the_law(model: NoPosTransformer, tokens: Tokens, *, folded: NoPosTr
     """
     observed = patterns(model, tokens, layer=0)[:, :, 1:, 0]
     predicted = pattern_of_counts(dilution_of_queries(folded, tokens), true_counts(tokens))[:, :, 1:, 0]
-    return (observed / predicted - 1).pow(2).mean().sqrt().item()
+    return (observed / predicted - 1).double().pow(2).mean().sqrt().item()
 
 
 def effect_of_the_law(

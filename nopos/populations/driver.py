@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 from tqdm.auto import tqdm
 
+from nopos.claims.ledger import SCHEMA
+from nopos.claims.outcome import OnControls
+from nopos.model.config import ModelConfig
 from nopos.populations import work
 from nopos.populations.engine import Done, Engine, Task
 from nopos.populations.estimate import Estimate, calibrated
@@ -20,6 +23,7 @@ from nopos.populations.settings import Model
 from nopos.populations.state import State
 from nopos.storage import checkpoints, files
 from nopos.storage.checkpoints import Serialised
+from nopos.subjects.sizes import size_of
 from nopos.training import trainer
 
 AHEAD = 2
@@ -48,6 +52,8 @@ class Driver:
         self.spent = Spent(engine.workers)
         self._to_check = deque(state.to_check())
         self._to_train = deque(self._chunks())
+        self._known: Mapping[ModelConfig, OnControls] = {}
+        """What came out on the controls of each size."""
         self._serialised: dict[str, Serialised] = {}
         """Those that were trained now and are still to be checked; others are read."""
 
@@ -59,10 +65,11 @@ class Driver:
             WorkerError: the workers cannot begin.
         """
         chunks = list(self._to_train)
-        estimate = calibrated(self._engine, chunks, self._state.kernels, self._device)
-        self._folder.write("controls.json", estimate.controls)
+        estimate = calibrated(self._engine, chunks, list(self._to_check), self._state.kernels, self._device)
+        self._known = estimate.known
+        self._folder.write("controls.json", {"schema": SCHEMA, "sizes": estimate.controls})
         models = [one for chunk in chunks for one in chunk]
-        ahead = estimate.training(models) + estimate.check * (len(models) + len(self._to_check))
+        ahead = estimate.training(models) + estimate.checking([*models, *self._to_check])
         say(
             f"about {ahead / self._engine.workers / 60:.1f} minutes and {estimate.bytes_of(models) / 1e6:.1f} MB more, "
             f"with workers: {self._engine.workers}; the calibration took {estimate.seconds:.0f} s"
@@ -103,7 +110,8 @@ class Driver:
             given = self._serialised.pop(model.name, None)
             if given is None:
                 given = checkpoints.serialised(checkpoints.load(self._folder.weights(model)))
-            return Task([model], work.check_claims, (model.name, given))
+            known = self._known[size_of(model.setting.recipe.model)]
+            return Task([model], work.check_claims, (model.name, given, known))
         if self._to_train:
             models = self._to_train.popleft()
             setting, seeds = models[0].setting, [one.seed for one in models]
@@ -115,11 +123,10 @@ class Driver:
         models: list[Model] = done.task.of
         if done.task.function is work.check_claims:
             self._take_checked(models[0], done)
-            return estimate.check
-        before = len(self._state.failures)
+            return estimate.checking(models)
         self._take_trained(models, done)
-        unchecked = len(self._state.failures) - before
-        return estimate.training(models) + unchecked * estimate.check
+        unchecked = [one for one in models if one.name in self._state.failures]
+        return estimate.training(models) + estimate.checking(unchecked)
 
     def _take_trained(self, models: Sequence[Model], done: Done) -> None:
         if done.failure is not None:

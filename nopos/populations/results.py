@@ -23,6 +23,8 @@ FEWEST = 10
 FEWEST_ALONG = 3
 """Models from which a change along an axis is given, with their number."""
 VERDICTS = ("holds", "refuted", "not measurable", "error")
+OUT_OF_SCOPE = "out of scope"
+"""The verdict on a model that the claim is not about, which is counted apart."""
 
 Key = tuple[str, str]
 """A measurement: the claim's id and the measurement's name."""
@@ -141,13 +143,16 @@ def _verdicts(claim_id: str, by_setting: Mapping[str, Sequence[Member]]) -> Iter
     for setting, members in by_setting.items():
         found = [member.claims[claim_id]["verdict"] for member in members if claim_id in member.claims]
         if found:
-            k, n = found.count("holds"), len(found)
+            k, outside = found.count("holds"), found.count(OUT_OF_SCOPE)
+            n = len(found) - outside
             others = {verdict: found.count(verdict) for verdict in VERDICTS[1:]}
-            yield {"setting": setting, "holds": k, "n": n, "interval": interval(k, n), **others}
+            yield {"setting": setting, "holds": k, "n": n, "interval": interval(k, n), **others, OUT_OF_SCOPE: outside}
 
 
 def interval(k: int, n: int) -> list[float]:
-    """The exact (Clopper-Pearson) interval of 95 % of a share of which k of n were seen."""
+    """The exact (Clopper-Pearson) interval of 95 % of a share of which k of n were seen; of nothing it is anything."""
+    if n == 0:
+        return [0.0, 1.0]
     from scipy.stats import binomtest  # here, because it takes most of a second to import
 
     found = binomtest(k, n).proportion_ci(method="exact")

@@ -1,10 +1,10 @@
-"""Which models a sweep is of: settings are recipes times a grid of training fields, models are settings times seeds."""
+"""Which models a sweep is of: settings are recipes times a grid of fields, models are settings times seeds."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from nopos.errors import ConfigError
@@ -14,14 +14,16 @@ from nopos.model.recipes import Recipe, TrainConfig, recipe_named
 PREFIX = "train."
 LONGEST_NAME = 200
 """Characters of a model's name: most file systems take 255 with the ending."""
-_DEFAULTS = {field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING}
-_SIZES = {field.name for field in fields(ModelConfig)}
+_SIZES = ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "d_vocab", "n_ctx")
+"""Fields of ModelConfig; without positions and with a causal mask is what all models of a sweep are."""
+_DEFAULTS: dict[str, Any] = {f"{PREFIX}{field.name}": field.default for field in fields(TrainConfig)}
+_DEFAULTS |= {name: getattr(ModelConfig(), name) for name in _SIZES}
 _TRUTH = {"true": True, "false": False}
 
 Value = Any
 """A number, a truth value, a word, or a pair of numbers."""
 Grid = Mapping[str, Sequence[Value]]
-"""By field of TrainConfig, the values that it takes."""
+"""By size of the model, or field of TrainConfig after `train.`, the values that it takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +65,13 @@ def settings_of(recipes: Sequence[str], grid: Grid) -> list[Setting]:
 
 
 def _setting(recipe: Recipe, point: tuple[tuple[str, Value], ...]) -> Setting:
-    name = ",".join([recipe.name, *(f"{field}={named(value)}" for field, value in point)])
+    name = ",".join([recipe.name, *(f"{field.removeprefix(PREFIX)}={named(value)}" for field, value in point)])
     if len(name) > LONGEST_NAME:
         raise ConfigError(f"the setting {name[:40]}… has a name of {len(name)} characters; {LONGEST_NAME} are the most")
     try:
-        changed = replace(recipe, train=replace(recipe.train, **dict(point)))
+        model = replace(recipe.model, **{field: value for field, value in point if field in _SIZES})
+        of_training = {field.removeprefix(PREFIX): value for field, value in point if field not in _SIZES}
+        changed = replace(recipe, model=model, train=replace(recipe.train, **of_training))
     except ConfigError as error:
         raise ConfigError(f"the setting {name} cannot be: {error}") from None
     return Setting(name=name, recipe=changed, grid=point)
@@ -86,7 +90,7 @@ def named(value: Value) -> str:
 
 
 def grid_of(options: Sequence[str]) -> dict[str, tuple[Value, ...]]:
-    """The grid that options such as `train.peak_lr=0.02,0.04` name, by field in their order.
+    """The grid that options such as `d_model=32,64` and `train.peak_lr=0.02,0.04` name, by field in their order.
 
     Raises:
         ConfigError: an option that is none, a field that there is not or that is given twice, no value, one of another
@@ -97,29 +101,27 @@ def grid_of(options: Sequence[str]) -> dict[str, tuple[Value, ...]]:
         key, equals, texts = option.partition("=")
         if not equals:
             raise ConfigError(f"grid is {option!r}; it must be a field and its values, as train.peak_lr=0.02,0.04")
-        field = _field(key)
-        if field in grid:
+        _require_field(key)
+        if key in grid:
             raise ConfigError(f"grid gives {key} twice; give all its values at once")
-        grid[field] = _values(key, field, texts)
+        grid[key] = _values(key, texts)
     return grid
 
 
-def _field(key: str) -> str:
-    field = key.removeprefix(PREFIX)
-    if key.startswith(PREFIX) and field in _DEFAULTS:
-        return field
-    if key.removeprefix("model.") in _SIZES:
-        raise ConfigError(f"grid names {key}, of the model; the claims are about one size, so only {PREFIX}… may vary")
-    allowed = ", ".join(f"{PREFIX}{name}" for name in _DEFAULTS)
-    raise ConfigError(f"grid names {key!r}, which is no field of training; it must be one of {allowed}")
+def _require_field(key: str) -> None:
+    if key in _DEFAULTS:
+        return
+    if key in {field.name for field in fields(ModelConfig)}:
+        raise ConfigError(f"grid names {key}; of the model only sizes may vary: {', '.join(_SIZES)}")
+    raise ConfigError(f"grid names {key!r}, which is no field; it must be one of {', '.join(_DEFAULTS)}")
 
 
-def _values(key: str, field: str, texts: str) -> tuple[Value, ...]:
+def _values(key: str, texts: str) -> tuple[Value, ...]:
     values: list[Value] = []
     for text in texts.split(","):
         if not text.strip():
             raise ConfigError(f"grid gives {key} {texts!r}, which lacks a value; it must be values with commas between")
-        value = _parsed(key, text.strip(), _DEFAULTS[field])
+        value = _parsed(key, text.strip(), _DEFAULTS[key])
         if value in values:
             raise ConfigError(f"grid gives {key} the value {text} twice; give it once")
         values.append(value)

@@ -48,14 +48,19 @@ def _failures(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _claims(summary: Mapping[str, Any]) -> Iterator[str]:
-    yield from ("", "## Claims", "", "| claim | setting | holds | interval | refuted | not measurable | error |")
-    yield "|---|---|---:|---:|---:|---:|---:|"
+    yield from (
+        "",
+        "## Claims",
+        "",
+        "| claim | setting | holds | interval | refuted | not measurable | error | out of scope |",
+    )
+    yield "|---|---|---:|---:|---:|---:|---:|---:|"
     for claim in summary["claims"]:
         for one in claim["settings"]:
             low, high = one["interval"]
             yield (
                 f"| {claim['statement']} | {one['setting']} | {one['holds']} of {one['n']} | {low:.3f} to {high:.3f} "
-                f"| {one['refuted']} | {one['not measurable']} | {one['error']} |"
+                f"| {one['refuted']} | {one['not measurable']} | {one['error']} | {one['out of scope']} |"
             )
 
 

@@ -79,9 +79,9 @@ def test_a_value_that_is_no_json_is_refused():
 def test_what_is_out_of_scope_is_no_failure_and_a_run_of_nothing_else_no_success():
     ledger = Ledger()
     ledger.add(known("m"), recorded("f::test_1", "out of scope", as_expected=None, reason="needs two layers"))
-    assert (ledger.as_expected(), ledger.any_in_scope(), ledger.complete) == (False, False, True)
+    assert (ledger.as_expected(), ledger.all_out_of_scope(), ledger.complete) == (False, True, True)
     ledger.add(known("m"), recorded("f::test_2"))
-    assert (ledger.as_expected(), ledger.any_in_scope()) == (True, True)
+    assert (ledger.as_expected(), ledger.all_out_of_scope()) == (True, False)
     ledger.add(known("m"), recorded("f::test_3", "refuted"))
     assert not ledger.as_expected()
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from nopos.errors import AnalysisError
 from nopos.mechanism.count import (
+    LARGEST,
     dilution,
     dilution_of_queries,
     effect_of_averaging_values,
@@ -36,6 +39,17 @@ def test_a_dilution_is_the_weight_of_BOS_over_the_mean_weight_of_another_token(m
         for token in range(micro.d_vocab):
             expected = weights[head, token, 0] / weights[head, token, 1:].mean()
             assert a[head, token].item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("factor", [-1e4, 1e4])
+def test_the_law_is_finite_where_BOS_gets_nothing_or_all(law_model, tokens, factor):
+    """As in a model that looks one position back by its positions: the error is large, and a number."""
+    parameters = law_model.parameter_tensors()
+    parameters["blocks.0.attn.W_Q"] *= factor
+    model = NoPosTransformer(law_model.config, parameters)
+    a = dilution(folded_of(model))
+    assert a.max() == LARGEST or a.min() == 1 / LARGEST
+    assert math.isfinite(error_of_the_law(model, tokens, folded=folded_of(model)))
 
 
 def test_each_query_has_the_dilution_of_its_token(micro, noisy):

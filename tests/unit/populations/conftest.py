@@ -5,10 +5,11 @@ from collections import deque
 import pytest
 
 from nopos.claims.ledger import SCHEMA
+from nopos.claims.outcome import OnControls
 from nopos.model import recipes
 from nopos.populations import local, work
 from nopos.populations.engine import Done, in_one_line
-from nopos.populations.work import Calibration, Checked
+from nopos.populations.work import Calibration, Checked, ControlsShare
 from nopos.storage import checkpoints, files
 
 
@@ -43,12 +44,16 @@ class InProcess:
             return Done(task, failure=in_one_line(error))
 
 
-def quick_calibrate(recipes, members, device, kernels):
+def quick_evaluate(size, share, shares):
+    return ControlsShare(known=OnControls({}, {}), entries={})
+
+
+def quick_calibrate(recipes, members, device, kernels, known):
     some = [0.5] * len(recipes)
-    return Calibration(train=some, check=0.5, size=[1000] * len(some), controls={"schema": SCHEMA, "subjects": []})
+    return Calibration(train=some, check=some, size=[1000] * len(some))
 
 
-def quick_check(name, given):
+def quick_check(name, given, known):
     """A ledger of one claim, which follows from the weights."""
     value = checkpoints.deserialised(name, given).parameters["embed.W_E"].mean().item()
     measured = [{"name": "mean", "value": value, "unit": "", "operator": ">", "limit": 0.0}]
@@ -71,6 +76,7 @@ def real_work(monkeypatch, tiny_recipe, one_claim):
 @pytest.fixture
 def in_process(real_work, monkeypatch):
     """The same with work that takes no time, but for training."""
+    monkeypatch.setattr(work, "evaluate_controls", quick_evaluate)
     monkeypatch.setattr(work, "calibrate", quick_calibrate)
     monkeypatch.setattr(work, "check_claims", quick_check)
     return real_work

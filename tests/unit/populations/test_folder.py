@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from nopos.claims.ledger import SCHEMA
 from nopos.errors import StorageError
 from nopos.model import recipes
 from nopos.populations.folder import INDEX, Folder, opened
@@ -174,11 +175,11 @@ def test_a_model_under_the_name_of_another_is_not_taken_for_it(saved, tiny_model
 
 def test_a_model_is_checked_when_a_whole_ledger_of_its_weights_lies_there(tmp_path, tiny_model):
     folder = Folder(tmp_path)
-    content = {"schema": 3, "complete": True, "subjects": [{"sha256": "1f", "claims": []}]}
+    content = {"schema": SCHEMA, "complete": True, "subjects": [{"sha256": "1f", "claims": []}]}
     assert folder.checked(tiny_model, "1f") is None
     for change, whole in [({}, True), ({"complete": False}, False), ({"schema": 2}, False), ({"subjects": []}, False)]:
         folder.write(folder.ledger(tiny_model), content | change)
         assert (folder.checked(tiny_model, "1f") is not None) == whole, change
         assert folder.checked(tiny_model, "2f") is None
-    folder.write(folder.ledger(tiny_model), '{"schema": 3, "comp')
+    folder.write(folder.ledger(tiny_model), f'{{"schema": {SCHEMA}, "comp')
     assert folder.checked(tiny_model, "1f") is None

@@ -48,7 +48,7 @@ def test_an_interval_is_exact():
 
 def test_a_claim_has_its_count_in_each_setting():
     (first, *others) = SETTINGS
-    verdicts = ["holds", "holds", "refuted", "error", "not measurable"]
+    verdicts = ["holds", "holds", "refuted", "error", "not measurable", "out of scope", "out of scope"]
     members = [member(first, seed, verdict=verdict) for seed, verdict in enumerate(verdicts)]
     (claim,) = summary(SETTINGS, [*members, member(others[0], 0)])["claims"]
     assert claim["statement"] == "It is."
@@ -57,7 +57,13 @@ def test_a_claim_has_its_count_in_each_setting():
         (others[0].name, 1, 1),
     ]
     assert claim["settings"][0]["interval"] == interval(2, 5)
-    assert [claim["settings"][0][verdict] for verdict in verdicts[2:]] == [1, 1, 1]
+    assert [claim["settings"][0][verdict] for verdict in verdicts[2:6]] == [1, 1, 1, 2]
+
+
+def test_a_claim_that_is_about_none_of_the_models_has_any_share():
+    (claim,) = summary(SETTINGS, [member(SETTINGS[0], 0, verdict="out of scope")])["claims"]
+    (found,) = claim["settings"]
+    assert (found["n"], found["out of scope"], found["interval"]) == (0, 1, [0.0, 1.0])
 
 
 def test_a_measurement_has_its_median_and_spread():
@@ -94,7 +100,7 @@ def test_a_population_of_which_all_failed_has_a_summary():
 def test_how_measurements_change_along_an_axis():
     found = {one["name"]: one for one in summary(SETTINGS, population())["along"]}
     assert set(found) == {"up", "double", "down", "other"}  # what is the same in every model has no rank
-    assert {(one["axis"], one["recipe"], one["n"]) for one in found.values()} == {("peak_lr", "sprint", 12)}
+    assert {(one["axis"], one["recipe"], one["n"]) for one in found.values()} == {("train.peak_lr", "sprint", 12)}
     # By hand: the ranks of the rates are 2.5, 6.5, 10.5 four times each, those of `up` are 1 to 12.
     assert found["up"]["rank_correlation"] == pytest.approx(128 / (128 * 143) ** 0.5)
     assert found["down"]["rank_correlation"] == -found["up"]["rank_correlation"]

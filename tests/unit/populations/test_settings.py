@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -30,7 +31,13 @@ def test_a_setting_is_its_recipe_but_for_what_the_grid_changes():
     (changed,) = settings_of(["sprint"], grid_of(["train.steps=300"]))
     assert changed.recipe.name == "sprint"
     assert (changed.recipe.train.steps, changed.recipe.train.muon_lr) == (300, SPRINT.train.muon_lr)
-    assert changed.grid == (("steps", 300),)
+    assert changed.grid == (("train.steps", 300),)
+
+
+def test_a_grid_over_sizes_changes_the_model_alone():
+    narrow, wide = settings_of(["sprint"], grid_of(["d_model=32,128", "n_heads=2"]))
+    assert (narrow.name, narrow.grid) == ("sprint,d_model=32,n_heads=2", (("d_model", 32), ("n_heads", 2)))
+    assert wide.recipe == replace(SPRINT, model=replace(SPRINT.model, d_model=128, n_heads=2))
 
 
 @pytest.mark.parametrize(
@@ -52,10 +59,12 @@ def test_values_have_the_type_of_their_field(option, values):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["train.lr=1"], "grid names 'train.lr', which is no field of training; it must be one of train.steps, "),
-        (["peak_lr=1"], "grid names 'peak_lr', which is no field of training; it must be one of train.steps, "),
-        (["d_model=32"], "grid names d_model, of the model; the claims are about one size, so only train.… may vary"),
-        (["model.n_ctx=32"], "grid names model.n_ctx, of the model; the claims are about one size"),
+        (["train.lr=1"], "grid names 'train.lr', which is no field; it must be one of train.steps, "),
+        (["peak_lr=1"], "grid names 'peak_lr', which is no field; it must be one of train.steps, "),
+        (["causal=false"], "grid names causal; of the model only sizes may vary: n_layers, n_heads, d_model, d_head"),
+        (["positions=learned"], "grid names positions; of the model only sizes may vary"),
+        (["model.n_ctx=32"], "grid names 'model.n_ctx', which is no field"),
+        (["d_model=wide"], "grid gives d_model the value 'wide'; it must be an integer"),
         (["train.steps"], "grid is 'train.steps'; it must be a field and its values, as train.peak_lr=0.02,0.04"),
         (["train.steps="], "grid gives train.steps '', which lacks a value; it must be values with commas between"),
         (["train.steps=1,,2"], "grid gives train.steps '1,,2', which lacks a value"),
@@ -97,7 +106,7 @@ def test_a_recipe_that_there_is_not_or_that_is_named_twice_is_one_line():
 
 def test_a_name_that_no_file_can_have_is_one_line():
     names = ("peak_lr", "muon_lr", "momentum", "weight_decay", "max_grad_norm")
-    grid = dict.fromkeys(names, (1 / 3,)) | {"betas": ((1 / 3, 2 / 3),), "batch_size": (10**60,)}
+    grid = dict.fromkeys(names, (1 / 3,)) | {"train.betas": ((1 / 3, 2 / 3),), "train.batch_size": (10**60,)}
     with pytest.raises(ConfigError, match=r"has a name of 2\d\d characters; 200 are the most"):
         settings_of(["sprint"], grid)
 

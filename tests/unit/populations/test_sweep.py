@@ -66,13 +66,16 @@ def test_a_sweep_leaves_a_checkpoint_and_a_ledger_of_every_model_and_a_summary(s
     assert run["bytes"] == pytest.approx(sum(each.stat().st_size for each in path.rglob("*.*")), rel=0.1)
 
 
-def test_with_real_work_the_ledgers_are_of_the_claims_and_the_controls_are_there(nopos, real_work, tmp_path):
+def test_with_real_work_the_ledgers_are_of_the_claims_and_the_controls_are_there(nopos, real_work, own_cache, tmp_path):
     path = tmp_path / "sweep"
     assert nopos("sweep", "--out", path, "--recipe", "tiny", "--seeds", "5-5", "--kernel", "torch")[0] == 0
     ledger = json.loads((path / "ledgers" / "tiny-seed-5.json").read_text())
     controls = json.loads((path / "controls.json").read_text())
     assert [subject["name"] for subject in ledger["subjects"]] == ["tiny-seed-5"]
-    assert [subject["name"] for subject in controls["subjects"]] == ["untrained"]
+    (of_size,) = controls["sizes"]
+    assert [(one["name"], one["made_for"]) for one in of_size["subjects"]] == [
+        ("untrained", "n_layers 2, n_heads 2, d_model 8, d_head 4, d_mlp 12, d_vocab 7, n_ctx 6")
+    ]
     (claim,) = json.loads((path / "summary.json").read_text())["claims"]
     assert claim["statement"] == "The loss is low."
     assert claim["settings"][0]["refuted"] == 1
@@ -174,7 +177,7 @@ def test_models_that_diverge_are_failed_counted_and_not_tried_again(nopos, in_pr
 
 
 def test_what_failed_for_another_reason_is_tried_again(sweep, monkeypatch, tmp_path):
-    def dying(name, given):
+    def dying(name, given, known):
         raise MemoryError("no memory")
 
     with monkeypatch.context() as patch:
@@ -253,8 +256,12 @@ def test_the_folder_of_another_sweep_and_a_second_driver_are_one_line(sweep, tmp
         (["--recipe", "sprint", "--device", "tpu"], "device is 'tpu'; it must be cpu or cuda"),
         (["--recipe", "sprint", "--kernel", "other"], "kernel is 'other'; it must be one of fused, torch"),
         (["--recipe", "sprint", "--seeds", "5-2"], "seeds is '5-2'; it must be a range such as 0-9"),
-        (["--recipe", "sprint", "--grid", "d_model=32"], "grid names d_model, of the model"),
-        (["--recipe", "sprint", "--grid", "train.lr=1"], "grid names 'train.lr', which is no field of training"),
+        (["--recipe", "sprint", "--grid", "positions=none"], "grid names positions; of the model only sizes may vary"),
+        (["--recipe", "sprint", "--grid", "d_model=0"], "the setting sprint,d_model=0 cannot be: d_model is 0"),
+        (
+            ["--recipe", "sprint", "--grid", "train.lr=1"],
+            "grid names 'train.lr', which is no field; it must be one of train.steps",
+        ),
         (["--recipe", "sprint", "--grid", "train.steps=0"], "the setting sprint,steps=0 cannot be: steps is 0"),
         (
             ["--recipe", "sprint", "--kernel", "fused", "--grid", "train.precision=full,bfloat16"],

@@ -1,17 +1,23 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 
 import pytest
 import torch
 
+from nopos.claims.claim import claim, claim_of
+from nopos.claims.outcome import Controls, OnControls
+from nopos.claims.records import records
+from nopos.claims.verdict import check
 from nopos.model.config import ModelConfig
 from nopos.populations import work
 from nopos.populations.work import Failed, Trained
 from nopos.storage import checkpoints
 from nopos.storage.checkpoints import Serialised
-from nopos.subjects.controls import reference
+from nopos.subjects.controls import LEARNED_POSITIONS, TWO_BACK, UNTRAINED, reference
+from nopos.subjects.subject import Subject
 from nopos.training import fused, trainer
 
 KERNELS = [
@@ -19,6 +25,33 @@ KERNELS = [
     for name in fused.KERNELS
     if name == "torch" or fused.why_not(ModelConfig(), torch.device("cpu"), "full") is None
 ]
+
+
+NOTHING = OnControls({}, {})
+
+
+def on_controls(recipe):
+    """What came out on the controls of its size."""
+    return work.joined([work.evaluate_controls(recipe.model, 0, 1)])[0]
+
+
+@pytest.fixture
+def several_claims(monkeypatch):
+    """Two claims on some controls of several kinds, which some share."""
+
+    @claim(evidence="behavioural", source="here", refuted_by=[UNTRAINED, TWO_BACK])
+    def test_the_loss_is_low(subject, measure):
+        """The loss is low."""
+        assert measure("loss", subject.loss, "nats") < 0.1
+
+    @claim(evidence="correlational", source="here", refuted_by=[LEARNED_POSITIONS])
+    def test_W_pos_is_zero(subject, measure):
+        """It is zero."""
+        assert measure("largest", subject.model.pos_embed.W_pos.abs().max().item()) == 0.0
+
+    found = tuple(claim_of(test) for test in (test_the_loss_is_low, test_W_pos_is_zero))
+    monkeypatch.setattr(work.shipped, "shipped_claims", lambda: found)
+    return found
 
 
 @pytest.fixture
@@ -66,9 +99,9 @@ def test_models_for_which_there_is_no_memory_have_failed_for_now(tiny_recipe, mo
     assert "GiB of memory" in found.reason
 
 
-def test_a_ledger_has_the_claims_of_one_model_and_no_times(one_claim, tiny_recipe):
+def test_a_ledger_has_the_claims_of_one_model_and_no_times(one_claim, own_cache, tiny_recipe):
     (given,) = work.train(tiny_recipe, [0], "cpu", "torch").models
-    first, again = (work.check_claims("tiny-seed-0", given).ledger for _ in range(2))
+    first, again = (work.check_claims("tiny-seed-0", given, on_controls(tiny_recipe)).ledger for _ in range(2))
     assert first == again
     (subject,) = first["subjects"]
     assert (subject["name"], subject["role"], subject["recipe"], subject["seed"]) == (
@@ -90,22 +123,50 @@ def test_claims_are_checked_with_one_thread_whatever_the_worker_has(one_claim, t
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        work.check_claims("tiny", work.train(tiny_recipe, [0], "cpu", "torch").models[0])
+        work.check_claims("tiny", work.train(tiny_recipe, [0], "cpu", "torch").models[0], NOTHING)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
     assert seen == [1]
 
 
-def test_a_calibration_says_what_a_model_takes_and_leaves(one_claim, tiny_recipe, diverging):
-    found = work.calibrate([tiny_recipe, diverging], [2, 1], "cpu", ["torch"] * 2)
+def test_a_calibration_says_what_a_model_takes_and_leaves(one_claim, own_cache, tiny_recipe, diverging):
+    found = work.calibrate([tiny_recipe, diverging], [2, 1], "cpu", ["torch"] * 2, [on_controls(tiny_recipe)] * 2)
     assert len(found.train) == 2
     assert min(found.train) > 0
-    assert found.check > 0
+    assert min(found.check) > 0
     model = work.train(tiny_recipe, [0], "cpu", "torch").models[0]
     files = len(model.weights) + len(json.dumps(model.manifest, indent=1))
     assert files < found.size[0] < files + 3000  # and the ledger of one claim
-    assert [subject["name"] for subject in found.controls["subjects"]] == ["untrained"]
+
+
+def test_controls_are_the_same_however_they_are_divided(several_claims, own_cache, tiny_recipe):
+    """And a model that is checked with what came out elsewhere has the ledger of one beside controls of its own."""
+    known, ledgers = {}, {}
+    for shares in (1, 2, 7):
+        divided = [work.evaluate_controls(tiny_recipe.model, share, shares) for share in range(shares)]
+        known[shares], ledgers[shares] = work.joined(pickle.loads(pickle.dumps(divided)))
+    assert ledgers[1] == ledgers[2] == ledgers[7]
+    assert [subject["name"] for subject in ledgers[1]["subjects"]] == ["untrained", "two back", "learned positions"]
+    assert all("seconds" not in claim for subject in ledgers[1]["subjects"] for claim in subject["claims"])
+    found = [{key: (one.verdict, one.comparisons) for key, one in each.outcomes.items()} for each in known.values()]
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 3
+    assert set(known[1].solves) == {("learned positions", 1)}
+    (given,) = work.train(tiny_recipe, [0], "cpu", "torch").models
+    ledger = work.check_claims("tiny", given, known[2]).ledger
+    subject, controls = Subject("tiny", checkpoints.deserialised("tiny", given)), Controls()
+    for one, recorded in zip(several_claims, ledger["subjects"][0]["claims"], strict=True):
+        alone = records(check(one, subject, controls), subject, controls)[0]["claim"]
+        assert {name: value for name, value in alone.items() if name != "seconds"} == recorded
+
+
+def test_a_worker_builds_no_control_to_check_a_model(one_claim, own_cache, tiny_recipe, monkeypatch):
+    known = on_controls(tiny_recipe)
+    monkeypatch.setattr(Controls, "subject", None)
+    (given,) = work.train(tiny_recipe, [0], "cpu", "torch").models
+    (claim,) = work.check_claims("tiny", given, known).ledger["subjects"][0]["claims"]
+    assert claim["controls"] == [{"name": "untrained", "kind": "broken", "verdict": "refuted"}]
 
 
 def test_seconds_of_training_are_those_of_few_steps_and_of_as_many_more_as_there_are(monkeypatch, tiny_recipe):
@@ -120,7 +181,7 @@ def test_seconds_of_training_are_those_of_few_steps_and_of_as_many_more_as_there
 def test_what_is_no_checkpoint_is_refused(one_claim):
     given = checkpoints.serialised(reference().checkpoint)
     with pytest.raises(checkpoints.CheckpointError, match="torn: is not a whole safetensors file"):
-        work.check_claims("torn", Serialised(weights=given.weights[:100], manifest=given.manifest))
+        work.check_claims("torn", Serialised(weights=given.weights[:100], manifest=given.manifest), NOTHING)
     other = {**given.manifest, "model": {**given.manifest["model"], "d_mlp": ModelConfig().d_mlp + 1}}
     with pytest.raises(checkpoints.CheckpointError, match=r"other: .* this model needs"):
-        work.check_claims("other", Serialised(weights=given.weights, manifest=other))
+        work.check_claims("other", Serialised(weights=given.weights, manifest=other), NOTHING)
