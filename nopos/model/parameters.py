@@ -43,14 +43,14 @@ def _layer_norm_shapes(name: str, config: ModelConfig) -> dict[str, tuple[int, .
     return {f"{name}.w": (config.d_model,), f"{name}.b": (config.d_model,)}
 
 
-def initial_parameters(config: ModelConfig, seed: int) -> dict[str, Float[Tensor, ...]]:
-    """The notebook's start: every matrix N(0, (0.8 / sqrt(d_model))^2), biases 0, LayerNorm 1 and 0.
+def initial_parameters(config: ModelConfig, seed: int, *, scale: float = 0.8) -> dict[str, Float[Tensor, ...]]:
+    """A start: every matrix N(0, (scale / sqrt(d_model))^2), biases 0, LayerNorm 1 and 0; by default the notebook's.
 
     Drawn on the CPU whatever device trains, `W_pos` last and from the same generator, so that a model with learned
     positions starts from the other weights of the one without. Without positions `W_pos` is zero.
     """
     rng = generator("weights", seed)
-    std = 0.8 / config.d_model**0.5
+    std = scale / config.d_model**0.5
     shapes = parameter_shapes(config)
     parameters = {name: torch.zeros(shape) for name, shape in shapes.items()}
     for name in sorted(shapes, key="pos_embed.W_pos".__eq__):

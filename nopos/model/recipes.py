@@ -9,6 +9,11 @@ from typing import Literal, cast, get_args, no_type_check
 from nopos.errors import ConfigError, require_one_of
 from nopos.model.config import ModelConfig, require_bool, require_int
 
+FAST_OPTIMIZERS = ("adamw", "muon")
+"""Those that the fast trainer has."""
+OTHER_OPTIMIZERS = ("adadelta", "adafactor", "adagrad", "adam", "adamax", "nadam", "radam", "rmsprop", "sgd")
+"""Those of torch.optim by which the reference loop trains, and it alone."""
+
 Precision = Literal["full", "bfloat16"]
 """Of the factors of matrix products in training: as they are, or rounded to bfloat16's 8 bits of mantissa."""
 
@@ -34,13 +39,20 @@ class TrainConfig:
     shuffled_targets: bool = False
     """Each sequence is asked for the tokens of another, so that there is nothing to learn but how often tokens come."""
     incl_bos_token: bool = True
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon` moves the matrices inside the blocks by orthogonalised momentum, and the rest by AdamW."""
+    optimizer: str = "adamw"
+    """One of FAST_OPTIMIZERS or OTHER_OPTIMIZERS. `muon` moves the matrices inside the blocks by orthogonalised
+    momentum, and the rest by AdamW."""
     muon_lr: float = 0.02
     """Peak rate of Muon's matrices."""
     momentum: float = 0.95
-    """Muon's."""
+    """Muon's, and that of `sgd` and `rmsprop`."""
     precision: Precision = "full"
+    label_smoothing: float = 0.0
+    """Share of what is to be predicted that is spread evenly over the vocabulary."""
+    target_noise: float = 0.0
+    """Share of the tokens to predict that are others instead, drawn anew for each sequence."""
+    initial_scale: float = 0.8
+    """Standard deviation of every matrix at the start, times sqrt(d_model)."""
 
     def __post_init__(self) -> None:
         require_int("steps", self.steps, at_least=1)
@@ -52,16 +64,22 @@ class TrainConfig:
         require_one_of("schedule", self.schedule, ("constant", "cosine"))
         require_one_of("stream", self.stream, ("notebook", "own"))
         object.__setattr__(self, "betas", tuple(self.betas))  # JSON has no tuples
-        require_one_of("optimizer", self.optimizer, ("adamw", "muon"))
+        require_one_of("optimizer", self.optimizer, (*FAST_OPTIMIZERS, *OTHER_OPTIMIZERS))
         require_one_of("precision", self.precision, get_args(Precision))
-        for name in ("peak_lr", "muon_lr", "max_grad_norm"):
+        for name in ("peak_lr", "muon_lr", "max_grad_norm", "initial_scale"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name} is {value}; it must be finite and above 0")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ConfigError(f"weight_decay is {self.weight_decay}; it must be finite and not below 0")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum is {self.momentum}; it must be from 0 up to, not including, 1")
+        for name in ("momentum", "label_smoothing", "target_noise"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ConfigError(f"{name} is {value}; it must be from 0 up to, not including, 1")
+        if self.why_by_the_loop is not None and self.precision != "full":
+            raise ConfigError(
+                f"precision is {self.precision}; the reference loop, by which this trains, has full alone"
+            )
         betas = list(self.betas)
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ConfigError(f"betas is {self.betas}; it must be two numbers from 0 up to, not including, 1")
@@ -69,6 +87,16 @@ class TrainConfig:
             raise ConfigError("batch_size is 1; shuffled targets need another sequence to take them from")
         if self.schedule == "cosine" and self.steps <= self.warmup_steps:
             raise ConfigError(f"steps is {self.steps}; a cosine needs more than the {self.warmup_steps} warm-up steps")
+
+    @property
+    def why_by_the_loop(self) -> str | None:
+        """Why the reference loop trains this and the fast trainer cannot; None if that can."""
+        if self.optimizer not in FAST_OPTIMIZERS:
+            return f"optimizer is {self.optimizer}"
+        for name in ("label_smoothing", "target_noise"):
+            if getattr(self, name) > 0:
+                return f"{name} is {getattr(self, name)}"
+        return None
 
     def learning_rate_factor(self, step: int) -> float:
         """The share of `peak_lr` at a step. The warm-up is the notebook's: step 0 has rate zero."""

@@ -168,9 +168,9 @@ class NoPosTransformer(HookedRootModule):
         self.pos_embed.W_pos.requires_grad_(trainable("pos_embed.W_pos", config))
 
     @classmethod
-    def initialised(cls, config: ModelConfig, seed: int) -> NoPosTransformer:
-        """A model at the start of training."""
-        return cls(config, initial_parameters(config, seed))
+    def initialised(cls, config: ModelConfig, seed: int, *, scale: float = 0.8) -> NoPosTransformer:
+        """A model at the start of training; see `initial_parameters`."""
+        return cls(config, initial_parameters(config, seed, scale=scale))
 
     def block(self, layer: int) -> TransformerBlock:
         """The block of a layer.

@@ -21,7 +21,7 @@ from nopos.populations.settings import Grid, Setting, models_of, settings_of
 from nopos.populations.state import State, found_in
 from nopos.storage import checkpoints
 from nopos.subjects import shipped
-from nopos.training import compiled, fused
+from nopos.training import compiled
 from nopos.training.fused import Kernel
 
 FAILURES_SHOWN = 10
@@ -79,9 +79,7 @@ def _possible(wanted: Wanted) -> tuple[list[Setting], dict[str, Kernel], str]:
     device = checkpoints.device_named(wanted.device or "cpu")
     if device.type != "cpu":
         raise ConfigError(f"device is {device.type}; a sweep trains on the cpu so far")
-    kernels = {
-        one.name: fused.chosen(one.recipe.model, device, one.recipe.train.precision, wanted.kernel) for one in settings
-    }
+    kernels = {one.name: checkpoints.kernel_for(one.recipe, device, wanted.kernel) for one in settings}
     return settings, kernels, device.type
 
 

@@ -18,7 +18,7 @@ from nopos.model.config import content_hash, overrides, require_seed
 from nopos.model.recipes import Recipe
 from nopos.storage import checkpoints, files
 from nopos.storage.checkpoints import Checkpoint
-from nopos.training import fused, trainer
+from nopos.training import trainer
 from nopos.training.fused import Kernel
 
 
@@ -56,7 +56,7 @@ def load_or_train_each(
         TrainingError: memory ran out.
     """
     seeds = list(dict.fromkeys(seeds))  # nobody waits for a lock of one's own
-    chosen = fused.chosen(recipe.model, device, recipe.train.precision, kernel)
+    chosen = checkpoints.kernel_for(recipe, device, kernel)
     for chunk in trainer.chunks(recipe.model, recipe.train, seeds, device, chosen):
         yield from _load_or_train_together(recipe, chunk, device, chosen)
 
@@ -113,7 +113,7 @@ def _put(folder: Path, entry: str, trained: Checkpoint) -> Checkpoint:
 
 def forget(recipe: Recipe, seed: int, device: torch.device) -> None:
     """Remove a model from the cache, so that the next `load_or_train` trains."""
-    kernel = fused.chosen(recipe.model, device, recipe.train.precision)
+    kernel = checkpoints.kernel_for(recipe, device, None)
     for manifest in cache_folder().glob(f"{_entry_name(recipe, seed, device, kernel)}-*.json"):
         manifest.unlink(missing_ok=True)  # the commit record first
         manifest.with_suffix(".safetensors").unlink(missing_ok=True)

@@ -22,14 +22,15 @@ from nopos.model.parameters import parameters_of
 from nopos.model.recipes import RECIPES, Recipe, TrainConfig
 from nopos.storage import files, tensor_files
 from nopos.storage.state_dicts import config_shown_by
-from nopos.training import compiled, fused, trainer
+from nopos.training import compiled, fused, reference, trainer
 from nopos.training.fused import Kernel
+from nopos.training.member import Member
 
 _PACKAGE = Path(__file__).parents[1]
 _TRAINING_SOURCES = (
     "model/config.py", "model/recipes.py", "model/data.py", "model/parameters.py",
     "training/compiled.py", "training/ensemble.py", "training/fused.py", "training/linear.py", "training/optimizer.py",
-    "training/trainer.py",
+    "training/trainer.py", "training/reference.py", "training/member.py",
     *(f"training/kernel/{path.name}" for path in compiled.files()),
 )  # fmt: skip
 
@@ -212,7 +213,9 @@ def train_together(
     """
     start = time.perf_counter()
     label = f"training {recipe.name}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
-    chosen = fused.chosen(recipe.model, device, recipe.train.precision, kernel)
+    chosen = kernel_for(recipe, device, kernel)
+    if recipe.train.why_by_the_loop is not None:
+        return [_trained_by_the_loop(recipe, seed, device) for seed in seeds]
     members = trainer.train(recipe.model, recipe.train, seeds, device, label=label, kernel=chosen)
     seconds = round(time.perf_counter() - start, 1)
     made_with: dict[str, Any] = {"seconds": seconds, "together": len(seeds)}
@@ -224,6 +227,31 @@ def train_together(
     return [_trained(recipe, member, device, made_with) for member in members]
 
 
+def kernel_for(recipe: Recipe, device: torch.device, wanted: str | None) -> Kernel:
+    """The kernel that computes a recipe's gradients: torch's where the reference loop trains.
+
+    Raises:
+        ConfigError: there is no such kernel, or the fused one is wanted where it cannot train.
+    """
+    reason = recipe.train.why_by_the_loop
+    if reason is None:
+        return fused.chosen(recipe.model, device, recipe.train.precision, wanted)
+    if wanted == "fused":
+        raise ConfigError(f"kernel is fused, which cannot train here: {reason}; use torch, or leave it out")
+    return fused.chosen(recipe.model, device, recipe.train.precision, "torch" if wanted is None else wanted)
+
+
+def _trained_by_the_loop(recipe: Recipe, seed: int, device: torch.device) -> Checkpoint | TrainingError:
+    start, label = time.perf_counter(), f"training {recipe.name}, seed {seed}"
+    try:
+        member = reference.trained(recipe.model, recipe.train, seed, device, label=label)
+    except TrainingError as error:
+        return error
+    made_with: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 1), "together": 1}
+    made_with |= deciding_bits(device, "torch") | {"why_not_fused": recipe.train.why_by_the_loop}
+    return _trained(recipe, member, device, made_with)
+
+
 def deciding_bits(device: torch.device, kernel: Kernel) -> dict[str, Any]:
     """What decides the last bits of weights beside recipe, seed, torch, device and sources."""
     if kernel == "fused":
@@ -232,7 +260,7 @@ def deciding_bits(device: torch.device, kernel: Kernel) -> dict[str, Any]:
 
 
 def _trained(
-    recipe: Recipe, member: trainer.Member, device: torch.device, made_with: Mapping[str, Any]
+    recipe: Recipe, member: Member, device: torch.device, made_with: Mapping[str, Any]
 ) -> Checkpoint | TrainingError:
     name = f"training {recipe.name}, seed {member.seed}"
     if member.failure is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -24,6 +23,7 @@ from nopos.model.parameters import initial_parameters, parameter_shapes, trainab
 from nopos.model.recipes import Recipe, TrainConfig
 from nopos.training import ensemble, fused
 from nopos.training.fused import Kernel
+from nopos.training.member import Member
 from nopos.training.optimizer import Optimizer
 
 MOST_TOGETHER = 256
@@ -32,27 +32,6 @@ FUSED_ROWS = 12800
 """So many rows (eight times 32 sequences of 50 tokens) go together by the fused kernel."""
 CHECK_EVERY = 20
 """Steps from one look at the losses to the next: on CUDA a look waits for the device."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """A model as training left it."""
-
-    seed: int
-    parameters: dict[str, Float[Tensor, ...]]
-    """On the CPU, in the order of `parameter_shapes`."""
-    losses: tuple[float, ...]
-    """Training loss in nats at each step, taken before the step's update."""
-
-    @property
-    def failure(self) -> str | None:
-        """What went wrong, if anything did."""
-        for step, loss in enumerate(self.losses):
-            if not math.isfinite(loss):
-                return f"the loss is {loss} at step {step}"
-        if not all(bool(value.isfinite().all()) for value in self.parameters.values()):
-            return "the last step left weights that are not finite"
-        return None
 
 
 def train(
@@ -82,6 +61,8 @@ def train(
     Recipe(name=label, model=model, train=settings)  # refuses an offset that leaves nothing to predict
     if model.normalization != "LN":
         raise ConfigError(f"normalization is {model.normalization}; training needs LN")
+    if settings.why_by_the_loop is not None:
+        raise ConfigError(f"{settings.why_by_the_loop}, which the fast trainer does not have; use the reference loop")
     if not seeds:
         return []
     require_memory(model, settings, device, members=len(seeds), label=label)
@@ -98,7 +79,7 @@ def train(
 def _train(
     model: ModelConfig, settings: TrainConfig, seeds: Sequence[int], device: torch.device, label: str, kernel: Kernel
 ) -> list[Member]:
-    start = ensemble.stack([initial_parameters(model, seed) for seed in seeds])
+    start = ensemble.stack([initial_parameters(model, seed, scale=settings.initial_scale) for seed in seeds])
     on_device = {name: value.to(device) for name, value in start.items() if trainable(name, model)}
     optimizer = Optimizer(on_device, settings, kernel)
     streams = [training_batches(model, settings, seed) for seed in seeds]

@@ -54,6 +54,14 @@ def test_without_a_warm_up_the_first_step_has_the_peak_rate():
         (lambda: TrainConfig(peak_lr=0.0), "peak_lr is 0.0; it must be finite and above 0"),
         (lambda: TrainConfig(peak_lr=float("nan")), "peak_lr is nan"),
         (lambda: TrainConfig(weight_decay=-0.1), "weight_decay is -0.1"),
+        (lambda: TrainConfig(optimizer="lion"), "optimizer is 'lion'; it must be one of adamw, muon, adadelta, "),
+        (lambda: TrainConfig(label_smoothing=1.0), "label_smoothing is 1.0; it must be from 0 up to, not including, 1"),
+        (lambda: TrainConfig(target_noise=-0.1), "target_noise is -0.1; it must be from 0"),
+        (lambda: TrainConfig(initial_scale=0.0), "initial_scale is 0.0; it must be finite and above 0"),
+        (
+            lambda: TrainConfig(optimizer="sgd", precision="bfloat16"),
+            "precision is bfloat16; the reference loop, by which this trains, has full alone",
+        ),
         (lambda: TrainConfig(betas=(0.9, 1.0)), "betas is (0.9, 1.0)"),
         (lambda: TrainConfig(betas=(0.9,)), "betas is (0.9,)"),
         (lambda: TrainConfig(schedule="linear"), "schedule is 'linear'"),
@@ -80,3 +88,22 @@ def test_only_what_differs_from_the_defaults_counts():
 def test_a_content_hash_tells_values_apart_and_not_their_order():
     assert content_hash({"a": 1, "b": 2}) == content_hash({"b": 2, "a": 1})
     assert content_hash({"a": 1}) != content_hash({"a": 2})
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, None),
+        ({"optimizer": "muon", "initial_scale": 0.4}, None),
+        ({"optimizer": "nadam"}, "optimizer is nadam"),
+        ({"label_smoothing": 0.1}, "label_smoothing is 0.1"),
+        ({"target_noise": 0.05}, "target_noise is 0.05"),
+    ],
+)
+def test_what_the_fast_trainer_does_not_have_is_trained_by_the_reference_loop(changes, reason):
+    assert TrainConfig(**changes).why_by_the_loop == reason
+
+
+def test_the_fields_that_came_later_change_no_older_recipe():
+    later = {"label_smoothing", "target_noise", "initial_scale"}
+    assert not later & (set(overrides(NOTEBOOK.train)) | set(overrides(SPRINT.train)))

@@ -87,7 +87,7 @@ def test_a_grid_that_cannot_be_is_one_line(options, message):
     [
         ("train.peak_lr=-1", "the setting sprint,peak_lr=-1 cannot be: peak_lr is -1.0; it must be finite and above 0"),
         ("train.peak_lr=nan", "the setting sprint,peak_lr=nan cannot be: peak_lr is nan"),
-        ("train.optimizer=sgd", "the setting sprint,optimizer=sgd cannot be: optimizer is 'sgd'; it must be one of"),
+        ("train.optimizer=lion", "the setting sprint,optimizer=lion cannot be: optimizer is 'lion'; it must be one of"),
         ("train.warmup_steps=200", "cannot be: steps is 200; a cosine needs more than the 200 warm-up steps"),
         ("train.target_offset=50", "cannot be: target_offset is 50; it must be below n_ctx, 50"),
     ],

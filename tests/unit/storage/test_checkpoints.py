@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nopos.errors import CheckpointError, ConfigError, StorageError
+from nopos.errors import CheckpointError, ConfigError, StorageError, TrainingError
 from nopos.model.config import ModelConfig
 from nopos.model.parameters import initial_parameters
 from nopos.model.recipes import SPRINT
 from nopos.model.transformer import NoPosTransformer
 from nopos.storage import checkpoints, tensor_files
-from nopos.storage.checkpoints import Checkpoint, device_named, load, save, train
+from nopos.storage.checkpoints import Checkpoint, device_named, load, save, train, train_together
 from tests.support.micro import same
 
 CPU = torch.device("cpu")
@@ -156,3 +156,29 @@ def test_training_on_cuda_starts_where_the_cpu_starts_and_goes_the_same_way(tiny
     here, there = train(tiny_recipe, 0, CPU), train(tiny_recipe, 0, torch.device("cuda"))
     assert there.losses == pytest.approx(here.losses, rel=1e-4)
     assert all(value.device.type == "cpu" for value in there.parameters.values())
+
+
+@pytest.mark.parametrize("changes", [{"optimizer": "nadam"}, {"label_smoothing": 0.1}, {"target_noise": 0.2}])
+def test_what_the_fast_trainer_does_not_have_is_trained_by_the_reference_loop(tiny_recipe, tmp_path, changes):
+    """A model for each seed, with what decided its bits and why it was not the fused kernel; saved and loaded again."""
+    recipe = replace(tiny_recipe, train=replace(tiny_recipe.train, warmup_steps=0, initial_scale=0.5, **changes))
+    first, second = train_together(recipe, [3, 4], CPU)
+    assert [first.seed, second.seed, len(first.losses)] == [3, 4, recipe.train.steps]
+    assert not same(first, second)
+    assert same(first, train(recipe, 3, CPU))
+    assert (first.made_with["kernel"], first.made_with["threads"]) == ("torch", torch.get_num_threads())
+    assert first.made_with["why_not_fused"] == recipe.train.why_by_the_loop
+    assert not same(first, train(replace(recipe, train=replace(recipe.train, initial_scale=0.8)), 3, CPU))
+    save(first, tmp_path / "model.safetensors")
+    assert load(tmp_path / "model.safetensors").train == recipe.train
+    with pytest.raises(
+        ConfigError, match=r"^kernel is fused, which cannot train here: .*; use torch, or leave it out$"
+    ):
+        train_together(recipe, [3], CPU, kernel="fused")
+
+
+def test_a_model_that_diverges_by_the_reference_loop_is_an_error_in_its_place(tiny_recipe):
+    recipe = replace(tiny_recipe, train=replace(tiny_recipe.train, steps=9, optimizer="sgd", peak_lr=1e30))
+    (found,) = train_together(recipe, [0], CPU)
+    assert isinstance(found, TrainingError)
+    assert "nothing was saved" in str(found)

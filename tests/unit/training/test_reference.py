@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nopos.errors import TrainingError
+from nopos.errors import ConfigError, TrainingError
 from nopos.model.data import held_out_tokens, mean_loss, training_batches
-from nopos.model.recipes import NOTEBOOK, TrainConfig
+from nopos.model.recipes import NOTEBOOK, OTHER_OPTIMIZERS, TrainConfig
 from nopos.model.transformer import NoPosTransformer
 from nopos.storage.checkpoints import load
 from nopos.subjects import notebook
@@ -121,3 +121,95 @@ def test_the_notebook_recipe_follows_the_printed_curve():
     losses = reference.train(model, config, batches, label="training notebook, seed 2")
     for step, loss in printed.items():
         assert losses[step] == pytest.approx(loss, abs=CURVE_TOLERANCE), step
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [
+        ("adamw", lambda of: torch.optim.AdamW(of, lr=0.01, betas=(0.8, 0.9), weight_decay=0.2)),
+        ("adam", lambda of: torch.optim.Adam(of, lr=0.01, betas=(0.8, 0.9), weight_decay=0.2)),
+        ("adamax", lambda of: torch.optim.Adamax(of, lr=0.01, betas=(0.8, 0.9), weight_decay=0.2)),
+        ("nadam", lambda of: torch.optim.NAdam(of, lr=0.01, betas=(0.8, 0.9), weight_decay=0.2)),
+        ("radam", lambda of: torch.optim.RAdam(of, lr=0.01, betas=(0.8, 0.9), weight_decay=0.2)),
+        ("adadelta", lambda of: torch.optim.Adadelta(of, lr=0.01, rho=0.9, weight_decay=0.2)),
+        ("adafactor", lambda of: torch.optim.Adafactor(of, lr=0.01, weight_decay=0.2)),
+        ("adagrad", lambda of: torch.optim.Adagrad(of, lr=0.01, weight_decay=0.2)),
+        ("rmsprop", lambda of: torch.optim.RMSprop(of, lr=0.01, alpha=0.9, momentum=0.7, weight_decay=0.2)),
+        ("sgd", lambda of: torch.optim.SGD(of, lr=0.01, momentum=0.7, nesterov=True, weight_decay=0.2)),
+    ],
+)
+def test_an_optimizer_is_torchs_with_the_settings_that_it_has(micro, name, optimizer):
+    config = TrainConfig(
+        steps=3, batch_size=4, warmup_steps=0, peak_lr=0.01, betas=(0.8, 0.9), weight_decay=0.2, momentum=0.7,
+        optimizer=name,
+    )  # fmt: skip
+    ours, theirs = NoPosTransformer.initialised(micro, 0), NoPosTransformer.initialised(micro, 0)
+    reference.train(ours, config, training_batches(micro, config, 0), label="ours")
+    stepped, batches = optimizer(theirs.parameters()), training_batches(micro, config, 0)
+    for _ in range(3):
+        tokens = next(batches)
+        mean_loss(theirs(tokens), tokens).backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        stepped.step()
+        stepped.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_every_optimizer_of_the_settings_is_there_but_muon():
+    assert set(reference.OPTIMIZERS) == {*OTHER_OPTIMIZERS, "adamw"}
+
+
+def test_muon_is_refused(micro):
+    config = TrainConfig(optimizer="muon")
+    with pytest.raises(ConfigError, match=r"^optimizer is muon; the reference loop has adamw, adam, "):
+        reference.train(
+            NoPosTransformer.initialised(micro, 0), config, training_batches(micro, config, 0), label="muon"
+        )
+
+
+def test_smoothed_labels_are_torchs(micro):
+    config = TrainConfig(steps=1, batch_size=4, label_smoothing=0.3)
+    model = NoPosTransformer.initialised(micro, 0)
+    tokens = next(training_batches(micro, config, 0))
+    logits, wanted = model(tokens)[:, 1:].flatten(0, 1), tokens[:, :-1].flatten()
+    expected = torch.nn.functional.cross_entropy(logits, wanted, label_smoothing=0.3).item()
+    (loss,) = reference.train(model, config, [tokens], label="smooth")
+    assert loss == pytest.approx(expected, rel=1e-6)
+    assert loss != pytest.approx(torch.nn.functional.cross_entropy(logits, wanted).item(), rel=1e-3)
+
+
+def test_noise_replaces_its_share_of_the_targets_by_tokens_that_are_not_BOS():
+    wanted = torch.zeros(100, 200, dtype=torch.int64)
+    noisy = reference.noised(wanted, 0.2, 50, torch.Generator().manual_seed(0))
+    assert (noisy > 0).float().mean().item() == pytest.approx(0.2, abs=0.01)
+    assert set(noisy.unique().tolist()) == set(range(50))
+    assert reference.noised(wanted, 0.0, 50, torch.Generator()).equal(wanted)
+
+
+def test_noise_is_the_seeds_own_and_leaves_the_tokens_alone(micro):
+    config = TrainConfig(steps=3, batch_size=4, warmup_steps=0, target_noise=0.5)
+
+    def losses(**changes):
+        model = NoPosTransformer.initialised(micro, 0)
+        seed = changes.pop("seed", 0)
+        settings = replace(config, **changes)
+        return reference.train(model, settings, training_batches(micro, settings, 0), label="noise", seed=seed)
+
+    assert losses() == losses()
+    assert losses()[0] != losses(seed=1)[0]
+    assert losses(target_noise=0.0)[0] == losses(target_noise=0.0, seed=1)[0] != losses()[0]
+
+
+@pytest.mark.parametrize("positions", ["none", "learned"])
+def test_without_transformer_lens_the_loop_trains_the_same_model(micro, positions):
+    """By the readable engine's module, from the same start and on the same tokens."""
+    model = replace(micro, positions=positions)
+    config = TrainConfig(steps=20, batch_size=8, warmup_steps=2, peak_lr=1e-3, stream="own", optimizer="nadam")
+    member = reference.trained(model, config, 5, torch.device("cpu"), label="ours")
+    theirs = NoPosTransformer.initialised(model, 5)
+    losses = reference.train(theirs, config, training_batches(model, config, 5), label="theirs")
+    assert member.losses == pytest.approx(losses, abs=1e-5)
+    assert list(member.parameters) == list(theirs.parameter_tensors())
+    for name, value in theirs.parameter_tensors().items():
+        torch.testing.assert_close(member.parameters[name], value, atol=1e-3, rtol=0)
+    assert (member.parameters["pos_embed.W_pos"] == 0).all() == (positions == "none")

@@ -64,8 +64,8 @@ def test_over_200_steps_in_float64_losses_and_weights_are_the_reference_loops(mi
     """What controls need, as one of three. In float32 a rounding may put a neuron on the other side of its ReLU."""
     in_float32 = trainer.initial_parameters
 
-    def in_float64(model, seed):
-        return {name: value.double() for name, value in in_float32(model, seed).items()}
+    def in_float64(model, seed, **start):
+        return {name: value.double() for name, value in in_float32(model, seed, **start).items()}
 
     monkeypatch.setattr(trainer, "initial_parameters", in_float64)
     model = replace(micro, **sizes)
@@ -154,6 +154,23 @@ def test_training_leaves_global_state_alone(micro):
     before = state()
     trainer.train(micro, TrainConfig(steps=2, batch_size=4, **MUON), [0], CPU, label="micro")
     assert state() == before
+
+
+@pytest.mark.parametrize("changes", [{"optimizer": "nadam"}, {"label_smoothing": 0.1}, {"target_noise": 0.1}])
+def test_what_only_the_reference_loop_trains_is_refused_in_one_line(micro, changes):
+    ((field, value),) = changes.items()
+    problem = f"^{field} is {value}, which the fast trainer does not have; use the reference loop$"
+    with pytest.raises(ConfigError, match=problem):
+        trainer.train(micro, TrainConfig(steps=1, batch_size=2, **changes), [0], CPU, label="micro")
+
+
+def test_a_start_of_another_scale_is_the_same_draw_scaled(micro):
+    settings = TrainConfig(steps=1, batch_size=2, stream="own")  # its only step has rate zero
+    (small,), (large,) = (
+        trainer.train(micro, replace(settings, initial_scale=scale), [0], CPU, label="micro") for scale in (0.4, 0.8)
+    )
+    torch.testing.assert_close(2 * small.parameters["embed.W_E"], large.parameters["embed.W_E"])
+    assert small.parameters["blocks.0.ln1.w"].equal(large.parameters["blocks.0.ln1.w"])
 
 
 def test_a_seed_that_is_none_is_an_error(micro):
