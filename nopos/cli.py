@@ -124,6 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--workers", type=int, metavar="N", help="processes, among which cores are shared (default: cores)"
     )
+    sweep.add_argument("--engine", default="local", metavar="E", help="local, or ray (default: local)")
+    sweep.add_argument("--ray-address", metavar="HOST:PORT", help="of a Ray cluster (default: one of this machine)")
     sweep.add_argument("--device", metavar="D", help="where to train: cpu, the only one so far")
     sweep.add_argument("--kernel", metavar="K", help="fused or torch (default: fused where it can be compiled)")
     sweep.set_defaults(run=_sweep)
@@ -205,6 +207,8 @@ def _sweep(options: argparse.Namespace) -> int:
         seeds=_seed_range(options.seeds),
         grid=settings.grid_of(options.grid),
         workers=options.workers,
+        engine=options.engine,
+        ray_address=options.ray_address,
         device=options.device,
         kernel=options.kernel,
         command=options.command,

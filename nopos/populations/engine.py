@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+TRIES = 3
+"""A task whose worker dies so often has failed."""
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
@@ -33,6 +36,7 @@ class Engine(Protocol):
     """Runs tasks on its workers. A worker that dies takes no task with it: the task is tried again, a few times."""
 
     workers: int
+    """How many; known once the engine is entered."""
 
     def submit(self, task: Task) -> None:
         """Take a task in; returns at once."""
@@ -41,6 +45,11 @@ class Engine(Protocol):
     def next(self) -> Done:
         """Wait for any task to end; every task that was submitted is returned once."""
         ...
+
+
+def died(task: Task) -> Done:
+    """What is returned of a task that was tried often enough."""
+    return Done(task, failure=f"its worker process died {TRIES} times")
 
 
 def in_one_line(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """The engine for one machine: long-lived processes that share its cores.
 
-A worker starts as a fresh interpreter, so this module imports neither torch nor numpy: `_start` says how many threads
-each of them may have before they are loaded.
+A worker starts as a fresh interpreter, so this module imports neither torch nor numpy: `worker.prepare` says how many
+threads each of them may have before they are loaded.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-from nopos.populations.engine import Done, Task, in_one_line
-
-TRIES = 3
-"""A task whose worker dies so often has failed."""
+from nopos.populations import worker
+from nopos.populations.engine import TRIES, Done, Task, died, in_one_line
 
 
 def cores() -> int:
@@ -127,7 +125,7 @@ class Local:
         if self._deaths[task] < TRIES:
             self._suspects.append(task)
         else:
-            self._ended.append(Done(task, failure=f"its worker process died {TRIES} times"))
+            self._ended.append(died(task))
 
 
 def _kill(pool: ProcessPoolExecutor) -> None:
@@ -154,11 +152,7 @@ def _start(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver ends its workers
     threading.Thread(target=_end_with_the_driver, daemon=True).start()
     sys.stderr = _NoTerminal(sys.stderr.buffer, line_buffering=True)  # the driver alone shows a bar
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's sums depend on how many there are
-    import torch
-
-    torch.set_num_threads(threads)
+    worker.prepare(threads)
 
 
 class _NoTerminal(io.TextIOWrapper):

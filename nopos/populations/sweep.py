@@ -5,25 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nopos.environment import environment
-from nopos.errors import ConfigError
+from nopos.errors import ConfigError, require_one_of
 from nopos.model.config import require_int
-from nopos.populations import local, results, table
+from nopos.populations import cluster, local, on_ray, results, software, table
 from nopos.populations.driver import Driver, Spent
 from nopos.populations.folder import Folder, opened
 from nopos.populations.settings import Grid, Setting, models_of, settings_of
 from nopos.populations.state import State, found_in
 from nopos.storage import checkpoints
-from nopos.subjects import shipped
 from nopos.training import compiled
 from nopos.training.fused import Kernel
 
+ENGINES = ("local", "ray")
 FAILURES_SHOWN = 10
 
 
@@ -36,6 +34,8 @@ class Wanted:
     seeds: range
     grid: Grid
     workers: int | None
+    engine: str
+    ray_address: str | None
     device: str | None
     kernel: str | None
     command: str
@@ -51,17 +51,16 @@ def sweep(wanted: Wanted, say: Callable[[str], None] = print) -> bool:
     """
     start = time.perf_counter()
     settings, kernels, device = _possible(wanted)
-    workers = local.cores() if wanted.workers is None else wanted.workers
     identity = _identity(wanted, settings, kernels, device)
     with opened(wanted.out, identity, command=wanted.command, environment=environment()) as folder:
-        state, spent = found_in(folder, models_of(settings, wanted.seeds), kernels, say), Spent(workers)
+        state, spent = found_in(folder, models_of(settings, wanted.seeds), kernels, say), Spent(0)
         left = len(state.to_train()) + len(state.to_check())
         say(
             f"models: {len(state.models)}, which is settings: {len(settings)} by seeds: {len(wanted.seeds)}; "
             f"done: {len(state.checked)}, failed for good: {len(state.failures)}, left: {left}"
         )
         if left:
-            with local.Local(min(workers, left)) as engine:
+            with _engine(wanted, kernels, device, most=left) as engine:
                 driver = Driver(folder, state, engine, device)
                 driver.run(say)
                 spent = driver.spent
@@ -69,10 +68,23 @@ def sweep(wanted: Wanted, say: Callable[[str], None] = print) -> bool:
         return _report(folder, state, spent, time.perf_counter() - start, say)
 
 
+def _engine(wanted: Wanted, kernels: Mapping[str, Kernel], device: str, *, most: int) -> local.Local | on_ray.OnRay:
+    """What does the work, with as many workers as are asked for and no more than have something to do."""
+    if wanted.engine == "ray":
+        facts = partial(software.of_worker, device, fused="fused" in kernels.values())
+        return on_ray.OnRay(wanted.workers, wanted.ray_address, most=most, facts=facts)
+    return local.Local(min(local.cores() if wanted.workers is None else wanted.workers, most))
+
+
 def _possible(wanted: Wanted) -> tuple[list[Setting], dict[str, Kernel], str]:
     """The settings, the kernel of each and the device; a ConfigError says what cannot be."""
     if wanted.workers is not None:
         require_int("workers", wanted.workers, at_least=1)
+    require_one_of("engine", wanted.engine, ENGINES)
+    if wanted.engine == "ray":
+        cluster.require_possible(wanted.ray_address)
+    elif wanted.ray_address is not None:
+        raise ConfigError(f"ray-address is {wanted.ray_address!r}; it goes with --engine ray, which is missing")
     if not wanted.recipes:
         raise ConfigError("recipe is missing; name one, such as sprint")
     settings = settings_of(wanted.recipes, wanted.grid)
@@ -100,12 +112,7 @@ def _identity(
             for one in settings
         },
     }
-    made_by = {
-        **checkpoints.versions(torch.device(device)),
-        "claims": shipped.checking_hash(),
-        **{name: version(name) for name in ("transformer_lens", "numpy", "scipy")},
-    }
-    return {"asked": asked, "made_by": made_by}
+    return {"asked": asked, "made_by": software.made_by(device)}
 
 
 def _summarise(folder: Folder, state: State, settings: Sequence[Setting]) -> None:

@@ -4,13 +4,10 @@ from collections import deque
 
 import pytest
 
-from nopos.claims.ledger import SCHEMA
-from nopos.claims.outcome import OnControls
 from nopos.model import recipes
 from nopos.populations import local, work
 from nopos.populations.engine import Done, in_one_line
-from nopos.populations.work import Calibration, Checked, ControlsShare
-from nopos.storage import checkpoints, files
+from tests.support.quick_sweep import quick_calibrate, quick_check, quick_evaluate
 
 
 class InProcess:
@@ -42,25 +39,6 @@ class InProcess:
             return Done(task, task.function(*task.arguments))
         except Exception as error:
             return Done(task, failure=in_one_line(error))
-
-
-def quick_evaluate(size, share, shares):
-    return ControlsShare(known=OnControls({}, {}), entries={})
-
-
-def quick_calibrate(recipes, members, device, kernels, known):
-    some = [0.5] * len(recipes)
-    return Calibration(train=some, check=some, size=[1000] * len(some))
-
-
-def quick_check(name, given, known):
-    """A ledger of one claim, which follows from the weights."""
-    value = checkpoints.deserialised(name, given).parameters["embed.W_E"].mean().item()
-    measured = [{"name": "mean", "value": value, "unit": "", "operator": ">", "limit": 0.0}]
-    verdict = "holds" if value > 0 else "refuted"
-    claim = {"id": "f.py::test_it", "statement": "It is.", "verdict": verdict, "measurements": measured}
-    subject = {"name": name, "sha256": files.sha256(given.weights), "claims": [claim]}
-    return Checked(ledger={"schema": SCHEMA, "complete": True, "subjects": [subject]}, seconds=0.1)
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from nopos.errors import StorageError
+from nopos.populations import cluster, work
 from nopos.populations import folder as folders
-from nopos.populations import work
 from nopos.populations.folder import Folder
 from nopos.storage.checkpoints import load
 from tests.support.command import complaint
@@ -253,6 +253,11 @@ def test_the_folder_of_another_sweep_and_a_second_driver_are_one_line(sweep, tmp
     [
         (["--recipe", "marathon"], "recipe is 'marathon'; it must be one of notebook, sprint"),
         (["--recipe", "sprint", "--workers", "0"], "workers is 0; it must be an integer of at least 1"),
+        (["--recipe", "sprint", "--engine", "dask"], "engine is 'dask'; it must be one of local, ray"),
+        (
+            ["--recipe", "sprint", "--ray-address", "here:6379"],
+            "ray-address is 'here:6379'; it goes with --engine ray, which is missing",
+        ),
         (["--recipe", "sprint", "--device", "tpu"], "device is 'tpu'; it must be cpu or cuda"),
         (["--recipe", "sprint", "--kernel", "other"], "kernel is 'other'; it must be one of fused, torch"),
         (["--recipe", "sprint", "--seeds", "5-2"], "seeds is '5-2'; it must be a range such as 0-9"),
@@ -275,6 +280,17 @@ def test_bad_input_is_one_line_and_nothing_is_made(nopos, tmp_path, more, messag
     assert output[0] == 2
     assert message in complaint(output)
     assert not (tmp_path / "sweep").exists()
+
+
+def test_an_engine_that_is_not_installed_and_an_address_that_is_none_are_one_line(nopos, tmp_path, monkeypatch):
+    arguments = ("sweep", "--out", tmp_path / "s", "--seeds", "0-1", "--recipe", "sprint", "--engine", "ray")
+    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
+    output = nopos(*arguments)
+    assert (output[0], complaint(output).startswith("nopos: engine is ray, which is not installed")) == (2, True)
+    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: name)
+    output = nopos(*arguments, "--ray-address", "here")
+    assert (output[0], complaint(output).startswith("nopos: ray-address is 'here'; it must be")) == (2, True)
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_device_other_than_the_cpu_is_one_line(nopos, tmp_path, monkeypatch):
