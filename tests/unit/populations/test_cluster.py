@@ -85,3 +85,33 @@ def test_the_environment_is_set_for_ray_and_afterwards_as_it_was(monkeypatch):
         found = {name: os.environ[name] for name in (*cluster.SETTINGS, "RAY_AUTH_TOKEN")}
     assert found == {**cluster.SETTINGS, "RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "of our own"}
     assert dict(os.environ) == before
+
+
+class Cluster:
+    """What Ray tells of a cluster of three nodes, one of them dead and one without a CPU."""
+
+    def __init__(self, free):
+        self.free = free
+
+    def available_resources(self):
+        return {"CPU": self.free.pop(0)} if len(self.free) > 1 else {"CPU": self.free[0]}
+
+    def cluster_resources(self):
+        return {"CPU": 4.0}
+
+    def nodes(self):
+        return [
+            {"Alive": True, "Resources": {"CPU": 4.0}},
+            {"Alive": False, "Resources": {"CPU": 8.0}},
+            {"Alive": True, "Resources": {}},
+        ]
+
+
+def test_the_cpus_of_a_cluster_are_those_of_its_nodes_that_live_once_one_is_free():
+    assert cluster._free(Cluster([0.0, 0.0, 1.0]), "here:1") == (4,)
+
+
+def test_a_cluster_without_a_free_cpu_is_one_line_after_a_bounded_wait(monkeypatch):
+    monkeypatch.setattr(cluster, "FREE_SECONDS", 1)
+    with pytest.raises(WorkerError, match=r"^ray-address here:1: has CPUs: 4, and none was free for 1 s; wait for "):
+        cluster._free(Cluster([0.0]), "here:1")

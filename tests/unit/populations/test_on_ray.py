@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from nopos.errors import ConfigError, WorkerError
-from nopos.populations import cluster, on_ray
+from nopos.populations import cluster, local, on_ray
 from nopos.populations.cluster import Connected
 from nopos.populations.engine import Engine, Task
 from nopos.populations.on_ray import OnRay, shared_out
@@ -225,7 +225,7 @@ def environment(**more):
 
 def sweep(path, *options, seeds="0-5", module="tests.support.quick_sweep", **more):
     """A sweep of tiny models in processes of its own; on whichever cluster the options name."""
-    command = [sys.executable, "-m", module, "--out", str(path), "--seeds", seeds, *options]
+    command = [sys.executable, "-m", *module.split(), "--out", str(path), "--seeds", seeds, *options]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment(**more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -376,3 +376,35 @@ def test_a_driver_that_is_killed_leaves_no_actor_and_the_other_engine_goes_on(tw
     assert ended(sweep(tmp_path / "whole", SECONDS_A_CHECK="0"))[0] == 0
     assert files_of(path) == files_of(tmp_path / "whole")
     assert set(trained(path).values()) == {1}
+
+
+@pytest.mark.slow
+@with_ray
+def test_ray_on_this_machine_listens_on_loopback_alone_and_ends_with_its_driver(tmp_path):
+    inherited = {"OMP_NUM_THREADS": "7", "CUDA_VISIBLE_DEVICES": "0"}
+    driver = sweep(tmp_path / "s", "--engine", "ray", "--workers", "1", **inherited)
+    wait_for_checks(tmp_path / "s", driver, 1)
+    processes = [*psutil.Process(driver.pid).children(recursive=True), psutil.Process(driver.pid)]
+    heard = {each.laddr.ip for one in processes for each in one.net_connections() if each.status == psutil.CONN_LISTEN}
+    assert heard <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert heard
+    (worker,) = [one for one in processes if one.cmdline()[0].startswith("ray::Worker")]
+    found = worker.environ()  # as it was when the process started
+    assert found["OMP_NUM_THREADS"] == str(local.cores())
+    assert (found["OPENBLAS_NUM_THREADS"], found["CUDA_VISIBLE_DEVICES"]) == ("1", "")
+    at_work = [one for one in processes if "Agent" not in one.name()]  # which Ray ends later, and which run no task
+    driver.kill()
+    driver.communicate()
+    _, alive = psutil.wait_procs(at_work, timeout=60)
+    assert alive == []
+
+
+@pytest.mark.slow
+@with_ray
+def test_both_engines_leave_the_same_files(tmp_path):
+    """Every shipped claim on two short models, by real work."""
+    for engine in ("local", "ray"):
+        options = ("--recipe", "sprint", "--grid", "train.steps=12", "--engine", engine)
+        code, out, err = ended(sweep(tmp_path / engine, *options, seeds="0-1", module="nopos.cli sweep"))
+        assert (code, err) == (0, ""), out
+    assert files_of(tmp_path / "ray") == files_of(tmp_path / "local")
