@@ -5,7 +5,8 @@ scipy.stats takes most of a second to import, so it is imported where it is used
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,12 +21,34 @@ def correlation(first: Float[Tensor, "*shape"], second: Float[Tensor, "*shape"])
     return 0.0 if _constant(a) or _constant(b) else float(pearsonr(a.numpy(), b.numpy()).statistic)
 
 
-def rank_correlation(first: Float[Tensor, "*shape"], second: Float[Tensor, "*shape"]) -> float:
-    """Spearman's correlation over all entries, equal values sharing their rank; 0 where one array is constant."""
-    from scipy.stats import spearmanr
+def rank_correlation(
+    first: Float[Tensor, "*shape"] | Sequence[float], second: Float[Tensor, "*shape"] | Sequence[float]
+) -> float:
+    """Spearman's correlation over all entries, equal values sharing their rank; 0 where one array is constant.
 
-    a, b = (values.double().flatten() for values in (first, second))
-    return 0.0 if _constant(a) or _constant(b) else float(spearmanr(a.numpy(), b.numpy()).statistic)
+    It is the same to the last bit in whatever order the entries come.
+    """
+    a, b = _ranks(first), _ranks(second)
+    norm = float(a @ a) * float(b @ b)
+    return float(a @ b) / norm**0.5 if norm > 0 else 0.0
+
+
+def _ranks(values: Float[Tensor, "*shape"] | Sequence[float]) -> Any:
+    """Ranks around their mean, doubled: whole numbers, so that sums of their products are exact in any order."""
+    from scipy.stats import rankdata
+
+    flat = values.double().flatten().numpy() if isinstance(values, Tensor) else values
+    return 2 * rankdata(flat) - (len(flat) + 1)
+
+
+def interval(k: int, n: int) -> tuple[float, float]:
+    """The exact (Clopper-Pearson) interval of 95 % of a share of which k of n were seen; of nothing it is anything."""
+    if n == 0:
+        return 0.0, 1.0
+    from scipy.stats import binomtest
+
+    found = binomtest(k, n).proportion_ci(method="exact")
+    return float(found.low), float(found.high)
 
 
 def kendall_tau(first: Mapping[str, float], second: Mapping[str, float]) -> float:

@@ -6,6 +6,7 @@ counted beside them, with their reasons, and are in no count, median or correlat
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from nopos.methods.statistics import interval, rank_correlation
 from nopos.populations.settings import Setting, Value
 
 SCHEMA = 1
@@ -146,17 +148,14 @@ def _verdicts(claim_id: str, by_setting: Mapping[str, Sequence[Member]]) -> Iter
             k, outside = found.count("holds"), found.count(OUT_OF_SCOPE)
             n = len(found) - outside
             others = {verdict: found.count(verdict) for verdict in VERDICTS[1:]}
-            yield {"setting": setting, "holds": k, "n": n, "interval": interval(k, n), **others, OUT_OF_SCOPE: outside}
-
-
-def interval(k: int, n: int) -> list[float]:
-    """The exact (Clopper-Pearson) interval of 95 % of a share of which k of n were seen; of nothing it is anything."""
-    if n == 0:
-        return [0.0, 1.0]
-    from scipy.stats import binomtest  # here, because it takes most of a second to import
-
-    found = binomtest(k, n).proportion_ci(method="exact")
-    return [float(found.low), float(found.high)]
+            yield {
+                "setting": setting,
+                "holds": k,
+                "n": n,
+                "interval": list(interval(k, n)),
+                **others,
+                OUT_OF_SCOPE: outside,
+            }
 
 
 def _spreads(
@@ -202,14 +201,12 @@ def _along_axis(
     ]
     for key in dict.fromkeys(key for _, found in points for key in found):
         pairs = [(value, found[key]) for value, found in points if key in found]
-        if len(pairs) >= FEWEST_ALONG:
-            first, second = (_ranks(side) for side in zip(*pairs, strict=True))
-            rho = _correlation(first, second)
-            if rho is not None:
-                yield {
-                    "recipe": recipe, "axis": axis, "claim": key[0], "name": key[1], "n": len(pairs),
-                    "rank_correlation": rho,
-                }  # fmt: skip
+        sides = list(zip(*pairs, strict=True))
+        if len(pairs) >= FEWEST_ALONG and all(len(set(side)) > 1 for side in sides):
+            yield {
+                "recipe": recipe, "axis": axis, "claim": key[0], "name": key[1], "n": len(pairs),
+                "rank_correlation": rank_correlation(*sides),
+            }  # fmt: skip
 
 
 def _alike(measured: Sequence[Mapping[Key, float]]) -> Iterator[dict[str, Any]]:
@@ -217,23 +214,8 @@ def _alike(measured: Sequence[Mapping[Key, float]]) -> Iterator[dict[str, Any]]:
     if len(measured) < FEWEST:
         return
     keys = [key for key in measured[0] if all(key in found for found in measured)]
-    ranks = [_ranks([found[key] for found in measured]) for key in keys]
-    for row, first in enumerate(ranks):
-        for column in range(row + 1, len(ranks)):
-            rho = _correlation(first, ranks[column])
-            if rho is not None and abs(rho) > ALIKE:
-                pair = [{"claim": claim, "name": name} for claim, name in (keys[row], keys[column])]
-                yield {"pair": pair, "n": len(measured), "rank_correlation": rho}
-
-
-def _ranks(values: Sequence[float]) -> Any:
-    """Ranks around their mean, doubled: whole numbers, so that sums of their products are exact in any order."""
-    from scipy.stats import rankdata
-
-    return 2 * rankdata(values) - (len(values) + 1)
-
-
-def _correlation(first: Any, second: Any) -> float | None:
-    """Spearman's correlation of two rows of `_ranks`; None where one of them ranks nothing."""
-    norm = float(first @ first) * float(second @ second)
-    return float(first @ second) / norm**0.5 if norm > 0 else None
+    for pair in itertools.combinations(keys, 2):
+        rho = rank_correlation(*([found[key] for found in measured] for key in pair))
+        if abs(rho) > ALIKE:
+            named = [{"claim": claim, "name": name} for claim, name in pair]
+            yield {"pair": named, "n": len(measured), "rank_correlation": rho}

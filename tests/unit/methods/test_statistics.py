@@ -4,9 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
 from nopos.methods.statistics import (
     correlation,
+    interval,
     kendall_tau,
     rank_correlation,
     relative_range,
@@ -43,6 +45,23 @@ def test_ranks_by_hand():
     assert rank_correlation(second, second.exp()) == pytest.approx(1)
     assert rank_correlation(second, -second) == pytest.approx(-1)
     assert rank_correlation(second, torch.ones(4)) == 0
+
+
+@given(seed=st.integers(0, 10_000))
+def test_a_rank_correlation_is_the_same_in_any_order_of_the_entries_and_that_of_scipy(seed):
+    drawn = torch.Generator().manual_seed(seed)
+    first, second = torch.randint(0, 9, (2, 40), generator=drawn).double()
+    order = torch.randperm(40, generator=drawn)
+    found = rank_correlation(first, second)
+    assert rank_correlation(first[order].tolist(), second[order].tolist()) == found
+    assert found == pytest.approx(spearmanr(first.numpy(), second.numpy()).statistic, abs=1e-12)
+
+
+def test_an_interval_is_exact():
+    assert interval(10, 10) == pytest.approx([0.025 ** (1 / 10), 1.0])  # none of n failing: the rule in closed form
+    assert interval(0, 10) == pytest.approx([0.0, 1 - 0.025 ** (1 / 10)])
+    assert interval(5, 10) == pytest.approx([0.18708603, 0.81291397])
+    assert interval(0, 0) == (0.0, 1.0)
 
 
 def test_kendalls_tau_by_hand():
