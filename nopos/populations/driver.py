@@ -42,6 +42,8 @@ class Spent:
     checked: int = 0
     check_seconds: float = 0.0
     """Likewise."""
+    splits: int = 0
+    """Of groups that could not be trained together into two that were tried next."""
 
 
 class Driver:
@@ -51,7 +53,7 @@ class Driver:
         self._folder, self._state, self._engine, self._device = folder, state, engine, device
         self.spent = Spent(engine.workers)
         self._to_check = deque(state.to_check())
-        self._to_train = deque(self._chunks())
+        self._to_train = deque[Sequence[Model]](self._chunks())
         self._known: Mapping[ModelConfig, OnControls] = {}
         """What came out on the controls of each size."""
         self._serialised: dict[str, Serialised] = {}
@@ -124,14 +126,28 @@ class Driver:
         if done.task.function is work.check_claims:
             self._take_checked(models[0], done)
             return estimate.checking(models)
+        why_not_together = done.failure or done.value.without_memory
+        if why_not_together is not None and len(models) > 1:
+            self._split(models, why_not_together)
+            return 0.0
         self._take_trained(models, done)
         unchecked = [one for one in models if one.name in self._state.failures]
         return estimate.training(models) + estimate.checking(unchecked)
 
+    def _split(self, models: Sequence[Model], reason: str) -> None:
+        """Have the two halves of a group that could not be trained together trained next."""
+        half = math.ceil(len(models) / 2)
+        self._to_train.extendleft((models[half:], models[:half]))
+        self.spent.splits += 1
+        self._folder.note(
+            {"model": models[0].name, "event": "split", "members": len(models), "into": half, "reason": reason}
+        )
+
     def _take_trained(self, models: Sequence[Model], done: Done) -> None:
-        if done.failure is not None:
+        why_not = done.failure or done.value.without_memory
+        if why_not is not None:
             for model in models:
-                self._fail(model, "training", done.failure, final=False)
+                self._fail(model, "training", why_not, final=False)
             return
         result: work.Trained = done.value
         self.spent.trained += len(models)

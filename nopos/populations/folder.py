@@ -4,7 +4,8 @@
     models/         NAME.safetensors and NAME.json, a checkpoint of each model that was trained
     ledgers/        NAME.json, every claim on that model
     controls.json   every claim on the controls
-    index.jsonl     a line for each model when it is trained, failed or checked; lines are only ever added
+    index.jsonl     a line for each model when it is trained, failed or checked, and for each group that is split;
+                    lines are only ever added
     cost.json       what each run took
     summary.json    what came out, and summary.md, the same to read
 

@@ -155,6 +155,7 @@ def _report(folder: Folder, state: State, spent: Spent, seconds: float, say: Cal
         )
         if count
     ]
-    say(", ".join([f"took {seconds:.0f} s", *of_workers, f"{size / 1e6:.1f} MB"]))
+    splits = [f"groups split: {spent.splits}"] if spent.splits else []
+    say(", ".join([f"took {seconds:.0f} s", *of_workers, f"{size / 1e6:.1f} MB", *splits]))
     say(f"expected {expected}, done {done}, failed {failed}: {folder.path / 'summary.md'}")
     return done == expected

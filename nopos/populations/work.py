@@ -6,6 +6,7 @@ The controls of a size are evaluated once in a sweep, by all workers a share eac
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -50,9 +51,11 @@ class Trained:
     """What came out of training some seeds together."""
 
     models: list[Serialised | Failed]
-    """One for each seed."""
+    """One for each seed; empty where there was no memory for all of them at once."""
     seconds: float
     """Of all of them."""
+    without_memory: str | None = None
+    """Why none of them is trained, if there was no memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +99,11 @@ def train(recipe: Recipe, seeds: Sequence[int], device: str, kernel: Kernel) -> 
         try:
             made = checkpoints.train_together(recipe, seeds, torch.device(device), kernel=kernel)
         except TrainingError as error:  # of all of them: memory
-            models: list[Serialised | Failed] = [Failed(reason=str(error), final=False) for _ in seeds]
-        else:
-            models = [
-                Failed(reason=str(one), final=True) if isinstance(one, TrainingError) else checkpoints.serialised(one)
-                for one in made
-            ]
+            return Trained(models=[], seconds=time.perf_counter() - start, without_memory=str(error))
+        models: list[Serialised | Failed] = [
+            Failed(reason=str(one), final=True) if isinstance(one, TrainingError) else checkpoints.serialised(one)
+            for one in made
+        ]
     return Trained(models=models, seconds=time.perf_counter() - start)
 
 
@@ -207,11 +209,14 @@ def _good(size: ModelConfig) -> Subject:
 
 
 def _timed(recipe: Recipe, members: int, kernel: Kernel, device: str) -> tuple[float, int]:
-    """Seconds a model, and the bytes of its files."""
+    """Seconds a model, and the bytes of its files; where there is no memory for so many at once, of half as many."""
     taken, size = {}, 0
     for steps in (FEW, FEW, MORE):  # what is done first is slow
         short = replace(recipe, train=replace(recipe.train, steps=steps, warmup_steps=0, schedule="constant"))
         result = train(short, range(members), device, kernel)
+        while result.without_memory is not None and members > 1:
+            members = math.ceil(members / 2)
+            result = train(short, range(members), device, kernel)
         taken[steps] = result.seconds
         for model in result.models:
             if isinstance(model, Serialised):

@@ -191,13 +191,44 @@ def test_what_failed_for_another_reason_is_tried_again(sweep, monkeypatch, tmp_p
     assert json.loads((tmp_path / "sweep" / "summary.json").read_text())["failures"] == []
 
 
-def test_a_model_for_whose_training_there_was_no_memory_is_trained_by_the_next_run(sweep, monkeypatch):
-    def without_memory(recipe, seeds, device, kernel):
-        return work.Trained(models=[work.Failed(reason="no memory", final=False) for _ in seeds], seconds=0.1)
+def of_at_most(most, how):
+    """`work.train`, for which there is no memory, or whose worker fails, when it gets more models than that."""
+    real = work.train
 
+    def train(recipe, seeds, device, kernel):
+        if len(seeds) <= most:
+            return real(recipe, seeds, device, kernel)
+        if how == "memory":
+            return work.Trained(models=[], seconds=0.1, without_memory="no memory")
+        raise RuntimeError("no memory")
+
+    return train
+
+
+@pytest.mark.parametrize("how", ["memory", "error"])
+def test_a_group_that_cannot_be_trained_together_is_split_until_it_can(sweep, monkeypatch, tmp_path, how):
+    sweep("whole", workers=1)
     with monkeypatch.context() as patch:
-        patch.setattr(work, "train", without_memory)
-        assert "done 0, failed 6" in sweep()[1]
+        patch.setattr(work, "train", of_at_most(1, how))
+        code, out, _ = sweep("split", workers=1)
+    assert (code, out.splitlines()[-1].split(":")[0]) == (0, "expected 6, done 6, failed 0")
+    assert "groups split: 4" in out
+    assert files_of(tmp_path / "split") == files_of(tmp_path / "whole")
+    splits = [event for event in index(tmp_path / "split") if event["event"] == "split"]
+    found = [(one["model"][-6:], one["members"], one["into"]) for one in splits]
+    assert found == [("seed-0", 3, 2), ("seed-0", 2, 1)] * 2
+    assert all(one["reason"].endswith("no memory") for one in splits)
+    (run,) = json.loads((tmp_path / "split" / "cost.json").read_text())["runs"]
+    assert (run["splits"], run["trained"]) == (4, 6)
+    assert sweep("split", workers=1)[0] == 0  # an index with splits is read as any other
+
+
+def test_a_model_for_whose_training_there_was_no_memory_has_failed_and_is_trained_by_the_next_run(sweep, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "train", of_at_most(0, "memory"))
+        code, out, _ = sweep()
+    assert (code, out.count(", training: no memory")) == (1, 6)
+    assert "done 0, failed 6" in out
     assert "done 6, failed 0" in sweep()[1]
 
 

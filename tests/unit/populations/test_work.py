@@ -13,7 +13,7 @@ from nopos.claims.records import records
 from nopos.claims.verdict import check
 from nopos.model.config import ModelConfig
 from nopos.populations import work
-from nopos.populations.work import Failed, Trained
+from nopos.populations.work import Trained
 from nopos.storage import checkpoints
 from nopos.storage.checkpoints import Serialised
 from nopos.subjects.controls import LEARNED_POSITIONS, TWO_BACK, UNTRAINED, reference
@@ -91,12 +91,27 @@ def test_a_model_that_diverges_has_failed_for_good(diverging):
     assert found[1].reason.endswith("; nothing was saved")
 
 
-def test_models_for_which_there_is_no_memory_have_failed_for_now(tiny_recipe, monkeypatch):
+def test_models_for_which_there_is_no_memory_are_not_there_and_why_is(tiny_recipe, monkeypatch):
     monkeypatch.setattr(trainer, "_memory", lambda _: 0)
-    (found,) = work.train(tiny_recipe, [0], "cpu", "torch").models
-    assert isinstance(found, Failed)
-    assert not found.final
-    assert "GiB of memory" in found.reason
+    found = work.train(tiny_recipe, [0, 1], "cpu", "torch")
+    assert found.models == []
+    assert "GiB of memory" in found.without_memory
+
+
+def test_a_calibration_times_as_many_models_as_there_is_memory_for(one_claim, own_cache, tiny_recipe, monkeypatch):
+    real, asked = work.train, []
+
+    def train(recipe, seeds, device, kernel):
+        asked.append(len(seeds))
+        fits = len(seeds) <= 2
+        if fits:
+            return real(recipe, seeds, device, kernel)
+        return Trained(models=[], seconds=0.0, without_memory="no memory")
+
+    monkeypatch.setattr(work, "train", train)
+    (seconds,) = work.calibrate([tiny_recipe], [5], "cpu", ["torch"], [on_controls(tiny_recipe)]).train
+    assert asked == [5, 3, 2, 2, 2]
+    assert seconds > 0
 
 
 def test_a_ledger_has_the_claims_of_one_model_and_no_times(one_claim, own_cache, tiny_recipe):
