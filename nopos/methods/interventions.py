@@ -99,9 +99,9 @@ def effects(
     Args:
         target_offset: how many positions back the token lies that the model is to predict.
     """
-    before = readout(model.logits(tokens), tokens, target_offset=target_offset)
+    before = model.of_logits(tokens, readout, target_offset)
     return [
-        _effect(before, readout(logits_with(model, tokens, {name: edit}), tokens, target_offset=target_offset))
+        _effect(before, readout(logits_with(model, tokens, {name: edit}), tokens, target_offset))
         for name, edit in edits
     ]
 

@@ -1,4 +1,7 @@
-"""The readable forward pass, with exactly the hook points that fire in the notebook's model and its parameter names."""
+"""The readable forward pass, with exactly the hook points that fire in the notebook's model and its parameter names.
+
+The large arrays that no hook point has seen yet are added to in place: a copy takes as long as what is copied took.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +98,7 @@ class Attention(nn.Module):
         v = self.hook_v(einsum(normalized, self.W_V, project) + self.b_V)
         scores = einsum(q, k, "batch query_pos head d_head, batch key_pos head d_head -> batch head query_pos key_pos")
         pos = scores.shape[-1]
-        scores = (scores / self.scale).masked_fill(~self.permitted[:pos, :pos], -torch.inf)
+        scores = scores.div_(self.scale).masked_fill_(~self.permitted[:pos, :pos], -torch.inf)
         pattern = self.hook_pattern(self.hook_attn_scores(scores).softmax(dim=-1))
         z = self.hook_z(
             einsum(pattern, v, "batch head query_pos key_pos, batch key_pos head d_head -> batch query_pos head d_head")
@@ -116,7 +119,7 @@ class MLP(nn.Module):
 
     def forward(self, normalized: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         pre = self.hook_pre(
-            einsum(normalized, self.W_in, "batch pos d_model, d_model d_mlp -> batch pos d_mlp") + self.b_in
+            einsum(normalized, self.W_in, "batch pos d_model, d_model d_mlp -> batch pos d_mlp").add_(self.b_in)
         )
         post = self.hook_post(pre.relu())
         return einsum(post, self.W_out, "batch pos d_mlp, d_mlp d_model -> batch pos d_model") + self.b_out
@@ -147,7 +150,7 @@ class Unembed(nn.Module):
         self.b_U = nn.Parameter(torch.zeros(config.d_vocab))
 
     def forward(self, normalized: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
-        return einsum(normalized, self.W_U, "batch pos d_model, d_model d_vocab -> batch pos d_vocab") + self.b_U
+        return einsum(normalized, self.W_U, "batch pos d_model, d_model d_vocab -> batch pos d_vocab").add_(self.b_U)
 
 
 class NoPosTransformer(HookedRootModule):
@@ -242,6 +245,18 @@ class NoPosTransformer(HookedRootModule):
     def of_weights(self, analysis: Callable[[NoPosTransformer], T]) -> T:
         """What an analysis reads off the weights alone; it is not written into, since a subject's model keeps it."""
         return analysis(self)
+
+    def of_logits(
+        self, tokens: Int[Tensor, "batch pos"], analysis: Callable[[Tensor, Tensor, int], T], target_offset: int
+    ) -> T:
+        """What an analysis reads off the logits of the model as it is; it is not written into either.
+
+        Args:
+            tokens: on which.
+            analysis: of logits, tokens and the offset.
+            target_offset: how many positions back the token lies that the model is to predict.
+        """
+        return analysis(self.logits(tokens), tokens, target_offset)
 
     def require_hook_point(self, name: str) -> None:
         """Raise AnalysisError unless the model has the hook point; NotMeasurableError if what it lacks is the layer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -17,8 +18,12 @@ MEMORY = ("_kept", "_of_weights")
 """The attributes that what is remembered is put into."""
 
 
+_Key = str | tuple[Callable[..., Any], int]
+"""What was read: the logits, a hook point, or what an analysis with its offset says of the logits."""
+
+
 class _Remembered:
-    """A tensor, or a tuple of them, and how often each had been written into when it was kept."""
+    """A tensor, or what holds some, and how often each had been written into when it was kept."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -28,8 +33,12 @@ class _Remembered:
         return self._versions_now() != self._versions
 
     def _versions_now(self) -> list[int]:
-        tensors = self.value if isinstance(self.value, tuple) else (self.value,)
-        return [one._version for one in tensors if isinstance(one, Tensor)]
+        value, held = self.value, (self.value,)
+        if is_dataclass(value):
+            held = tuple(getattr(value, field.name) for field in fields(value))
+        elif isinstance(value, tuple):
+            held = value
+        return [one._version for one in held if isinstance(one, Tensor)]
 
 
 class RememberingTransformer(NoPosTransformer):
@@ -40,7 +49,7 @@ class RememberingTransformer(NoPosTransformer):
     if one did.
     """
 
-    _kept: tuple[tuple[Tensor, dict[str, _Remembered]], ...] = ()
+    _kept: tuple[tuple[Tensor, dict[_Key, _Remembered]], ...] = ()
     _hooks: tuple[tuple[int, ...], ...] = ()
     _of_weights: dict[Callable[[NoPosTransformer], Any], _Remembered]
     _vouched_for = False
@@ -88,6 +97,16 @@ class RememberingTransformer(NoPosTransformer):
         kept: T = self._of_weights[analysis].value
         return kept
 
+    def of_logits(
+        self, tokens: Int[Tensor, "batch pos"], analysis: Callable[[Tensor, Tensor, int], T], target_offset: int
+    ) -> T:
+        """As of any model, remembered."""
+        kept, key = self._of(tokens), (analysis, target_offset)
+        if key not in kept:
+            kept[key] = _Remembered(super().of_logits(tokens, analysis, target_offset))
+        found: T = kept[key].value
+        return found
+
     def was_written_into(self) -> bool:
         """Whether something that is remembered was changed in place, as far as torch counts such changes."""
         of_tokens = (one for _, record in self._kept for one in record.values())
@@ -96,7 +115,7 @@ class RememberingTransformer(NoPosTransformer):
     def _is_as_remembered(self) -> bool:
         return self._vouched_for and hooks_of(self) == self._hooks
 
-    def _of(self, tokens: Tensor) -> dict[str, _Remembered]:
+    def _of(self, tokens: Tensor) -> dict[_Key, _Remembered]:
         """What is kept for these tokens; an empty record that is thrown away where nothing may be kept."""
         if self._is_as_remembered():
             for known, record in self._kept:

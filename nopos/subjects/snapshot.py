@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from copy import copy
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
@@ -84,7 +83,7 @@ class Snapshot:
             if value.dtype == object:
                 yield from _entries(value.ravel().tolist(), where, kind)
         elif isinstance(value, dict | list | set):
-            self._containers[id(value)] = _Container(value, copy(value), where, kind, is_nested)
+            self._containers[id(value)] = _Container(value, value.copy(), where, kind, is_nested)
             yield from _entries(value, where, kind)
         elif isinstance(value, tuple):
             yield from _entries(list(value), where, kind)

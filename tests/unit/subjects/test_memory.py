@@ -5,6 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 
+from nopos.methods.metrics import readout
 from nopos.model.data import held_out_tokens
 from nopos.model.hook_points import FINAL_SCALE, hook_point
 from nopos.model.transformer import NoPosTransformer
@@ -66,6 +67,19 @@ def test_what_was_read_is_not_computed_again_and_what_was_not_is(model, tokens, 
     with model.vouched_for():
         model.logits(tokens)
     assert len(passes) == 3
+
+
+def test_what_is_read_off_the_logits_is_remembered_by_what_reads_it_and_its_offset(model, plain, tokens, passes):
+    with model.vouched_for():
+        first, again = (model.of_logits(tokens, readout, 1) for _ in range(2))
+        assert first is again
+        assert first.loss == readout(plain.logits(tokens), tokens, 1).loss
+        assert model.of_logits(tokens, readout, 2).loss == readout(plain.logits(tokens), tokens, 2).loss
+        assert first.probs.shape == first.log_probs.shape  # computed when it is asked for, which is no change
+        assert not model.was_written_into()
+        first.log_probs.zero_()
+        assert model.was_written_into()
+    assert model.of_logits(tokens, readout, 1) is not first
 
 
 def test_each_of_several_batches_is_remembered_for_itself(model, plain, micro, passes):
@@ -191,8 +205,17 @@ def test_after_all_claims_what_is_kept_is_what_a_fresh_model_gives(evaluated):
         fresh = NoPosTransformer(model.config, model.parameter_tensors())
         for tokens, kept in batches:
             expected = {LOGITS: fresh.logits(tokens), **fresh.activations(tokens, list(fresh.hook_dict))}
-            changed = [name for name, one in kept.items() if not torch.equal(one.value, expected[name])]
+            of_logits = {key: one.value for key, one in kept.items() if isinstance(key, tuple)}
+            changed = [
+                name
+                for name, one in kept.items()
+                if name not in of_logits and not torch.equal(one.value, expected[name])
+            ]
             assert changed == []
+            for (analysis, offset), found in of_logits.items():
+                again = analysis(expected[LOGITS], tokens, offset)
+                assert torch.equal(found.log_probs, again.log_probs)
+                assert torch.equal(found.largest, again.largest)
         for analysis, kept in model._of_weights.items():
             expected, read = (each if isinstance(each, tuple) else (each,) for each in (analysis(fresh), kept.value))
             assert all(torch.equal(one, other) for one, other in zip(expected, read, strict=True)), analysis
