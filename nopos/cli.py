@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.add_argument("--engine", default="local", metavar="E", help="local, or ray (default: local)")
     sweep.add_argument("--ray-address", metavar="HOST:PORT", help="of a Ray cluster (default: one of this machine)")
-    sweep.add_argument("--device", metavar="D", help="where to train: cpu, the only one so far")
+    sweep.add_argument("--device", metavar="D", help="where to train: cpu or cuda (default: CUDA where there is one)")
     sweep.add_argument("--kernel", metavar="K", help="fused or torch (default: fused where it can be compiled)")
     sweep.set_defaults(run=_sweep)
 

@@ -89,6 +89,8 @@ class Driver:
             models = list(group)
             recipe, device = models[0].setting.recipe, torch.device(self._device)
             most = trainer.members_at_once(recipe.model, recipe.train, device, self._state.kernels[name])
+            if device.type == "cuda":  # whose memory the workers share
+                most = max(1, most // self._engine.workers)
             at_once = min(most, math.ceil(len(models) / self._engine.workers))
             chunks += [models[first : first + at_once] for first in range(0, len(models), at_once)]
         return chunks

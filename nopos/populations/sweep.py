@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from nopos.errors import ConfigError, require_one_of
 from nopos.model.config import require_int
 from nopos.populations import cluster, local, on_ray, results, software, table
 from nopos.populations.driver import Driver, Spent
+from nopos.populations.engine import Engine
 from nopos.populations.folder import Folder, opened
 from nopos.populations.settings import Grid, Setting, models_of, settings_of
 from nopos.populations.state import State, found_in
@@ -68,7 +70,7 @@ def sweep(wanted: Wanted, say: Callable[[str], None] = print) -> bool:
         return _report(folder, state, spent, time.perf_counter() - start, say)
 
 
-def _engine(wanted: Wanted, kernels: Mapping[str, Kernel], device: str, *, most: int) -> local.Local | on_ray.OnRay:
+def _engine(wanted: Wanted, kernels: Mapping[str, Kernel], device: str, *, most: int) -> AbstractContextManager[Engine]:
     """What does the work, with as many workers as are asked for and no more than have something to do."""
     if wanted.engine == "ray":
         facts = partial(software.of_worker, device, fused="fused" in kernels.values())
@@ -88,9 +90,10 @@ def _possible(wanted: Wanted) -> tuple[list[Setting], dict[str, Kernel], str]:
     if not wanted.recipes:
         raise ConfigError("recipe is missing; name one, such as sprint")
     settings = settings_of(wanted.recipes, wanted.grid)
-    device = checkpoints.device_named(wanted.device or "cpu")
-    if device.type != "cpu":
-        raise ConfigError(f"device is {device.type}; a sweep trains on the cpu so far")
+    by_ray = wanted.engine == "ray"
+    device = checkpoints.device_named("cpu" if by_ray and wanted.device is None else wanted.device)
+    if by_ray and device.type != "cpu":
+        raise ConfigError(f"device is {device.type}, and Ray's workers train on the cpu; leave out one of the two")
     kernels = {one.name: checkpoints.kernel_for(one.recipe, device, wanted.kernel) for one in settings}
     return settings, kernels, device.type
 

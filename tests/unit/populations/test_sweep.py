@@ -10,12 +10,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from nopos.errors import StorageError
-from nopos.populations import cluster, work
+from nopos.populations import cluster, software, work
 from nopos.populations import folder as folders
+from nopos.populations import sweep as sweeps
 from nopos.populations.folder import Folder
 from nopos.storage.checkpoints import load
+from nopos.training import trainer
 from tests.support.command import complaint
 
 
@@ -324,13 +327,42 @@ def test_an_engine_that_is_not_installed_and_an_address_that_is_none_are_one_lin
     assert not (tmp_path / "s").exists()
 
 
-def test_a_device_other_than_the_cpu_is_one_line(nopos, tmp_path, monkeypatch):
-    import torch
+def test_on_cuda_the_workers_share_its_memory(sweep, monkeypatch, tmp_path):
+    real, asked = work.train, []
+
+    def train(recipe, seeds, device, kernel):
+        asked.append((device, len(seeds)))
+        return real(recipe, seeds, "cpu", kernel)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    output = nopos("sweep", "--out", tmp_path / "sweep", "--seeds", "0-1", "--recipe", "sprint", "--device", "cuda")
+    monkeypatch.setattr(work, "train", train)
+    monkeypatch.setattr(trainer, "members_at_once", lambda *_: 4)
+    monkeypatch.setattr(software, "made_by", lambda device: {"device": device})
+    sweep("two", workers=2)
+    assert Counter(asked) == {("cuda", 2): 2, ("cuda", 1): 2}
+    asked.clear()
+    sweep("one", workers=1)
+    assert asked == [("cuda", 3)] * 2
+
+
+def test_ray_with_cuda_is_one_line_and_trains_on_the_cpu_where_no_device_is_named(nopos, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(sweeps.cluster, "require_possible", lambda address: None)
+    output = nopos("sweep", "--out", tmp_path / "sweep", "--seeds", "0-1", "--recipe", "sprint", "--engine", "ray",
+                   "--device", "cuda")  # fmt: skip
     assert output[0] == 2
-    assert complaint(output) == "nopos: device is cuda; a sweep trains on the cpu so far"
+    assert complaint(output).startswith("nopos: device is cuda, and Ray's workers train on the cpu; leave out")
+    wanted = sweeps.Wanted(out=tmp_path, recipes=["sprint"], seeds=range(1), grid={}, workers=None, device=None,
+                           kernel=None, command="", engine="ray", ray_address=None)  # fmt: skip
+    assert sweeps._possible(wanted)[2] == "cpu"
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_sweep_on_cuda_trains_every_model_there(sweep, tmp_path):
+    assert sweep("sweep", "--device", "cuda")[0] == 0
+    manifests = [json.loads(path.read_text()) for path in (tmp_path / "sweep" / "models").glob("*.json")]
+    assert [manifest["made_with"]["device"] for manifest in manifests] == ["cuda"] * 6
 
 
 ROOT = Path(__file__).parents[3]
