@@ -21,7 +21,7 @@ def named_tests(text: str) -> list[tuple[str, str]]:
 
 def named_scripts(text: str) -> list[str]:
     """The modules that a text says to run as `python -m fixtures.NAME`."""
-    return re.findall(r"\bpython -m (fixtures\.\w+)", text)
+    return re.findall(r"\bpython -m (fixtures(?:\.\w+)+)", text)
 
 
 def linked_files(text: str) -> list[str]:
