@@ -71,6 +71,37 @@ def test_the_halves_are_those_of_the_rule():
         assert halves_of([one for one in SETTINGS if one.family == family]) == {"fitting", "judging"}, family
 
 
+def test_every_setting_has_its_model_in_the_core_and_there_are_no_others():
+    stems = {path.stem for path in make.CORE.iterdir()}
+    assert stems == {setting.name for setting in SETTINGS}
+    for setting in SETTINGS:
+        path = make.path_of(setting, 0, make.CORE)
+        assert make.found(setting, 0, path) is not None, setting.name
+
+
+def recomputed(setting: ZooSetting, row: list[str]) -> None:
+    """Assert that a line of the table is what its model gives."""
+    numbers = make.numbers_of(setting, checkpoints.load(make.path_of(setting, 0, make.CORE)))
+    assert row[:4] == [setting.name, setting.family, setting.half, str(numbers.steps)]
+    assert float(row[4]) == pytest.approx(numbers.loss, abs=ROUNDING, rel=1e-3)
+    assert float(row[5]) == pytest.approx(numbers.accuracy, abs=ONE_ANSWER)
+    assert numbers.accuracy > make.SOLVED
+
+
+def test_the_table_is_of_every_setting_and_a_drawn_few_of_its_lines_are_what_the_models_give():
+    table = {row[0]: row for row in rows(make.TABLE.read_text())}
+    assert list(table) == [setting.name for setting in SETTINGS]
+    assert all(float(row[5]) > make.SOLVED for row in table.values())
+    for setting in DRAWN:
+        recomputed(setting, table[setting.name])
+
+
+@pytest.mark.slow
+def test_every_line_of_the_table_is_what_its_model_gives():
+    for setting, row in zip(SETTINGS, rows(make.TABLE.read_text()), strict=True):
+        recomputed(setting, row)
+
+
 @pytest.fixture
 def tiny_zoo(tmp_path, monkeypatch, tiny_recipe):
     """Two settings that train in a blink and learn nothing, and nothing made yet."""
