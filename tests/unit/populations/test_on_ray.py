@@ -172,6 +172,8 @@ def test_workers_that_never_begin_are_one_line(ray):
     ray.facts = [RayError("no module named nopos")]
     with pytest.raises(WorkerError, match=r"^a worker cannot begin: RayError: no module named nopos$"):
         engine().__enter__()
+    assert len(ray.options_given) == 5  # three, and two in the stead of those that died
+    assert ray.alive == []
     ray.facts = [{"torch": "2"}, RayError("its node went"), RayError("its node went")]
     with engine() as some:
         assert results(some, [Task(1, abs, (-1,))]) == {1: 1}
