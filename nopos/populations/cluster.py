@@ -26,6 +26,7 @@ SETTINGS = {
     "RAY_AUTH_MODE": "token",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers have the caller's environment; none is built for them
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # by default workers yield to all else that the machine does
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # devices are hidden by us; else it warns that it may change
 }
 """Where the caller's environment does not say otherwise."""

@@ -394,6 +394,7 @@ def test_ray_on_this_machine_listens_on_loopback_alone_and_ends_with_its_driver(
     found = worker.environ()  # as it was when the process started
     assert found["OMP_NUM_THREADS"] == str(local.cores())
     assert (found["OPENBLAS_NUM_THREADS"], found["CUDA_VISIBLE_DEVICES"]) == ("1", "")
+    assert worker.nice() == psutil.Process(driver.pid).nice()
     at_work = [one for one in processes if "Agent" not in one.name()]  # which Ray ends later, and which run no task
     driver.kill()
     driver.communicate()
