@@ -26,6 +26,7 @@ SETTINGS = {
     "RAY_AUTH_MODE": "token",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers have the caller's environment; none is built for them
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".?",  # all that Ray would print between the driver's lines
     "RAY_worker_niceness": "0",  # by default workers yield to all else that the machine does
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # devices are hidden by us; else it warns that it may change
 }
@@ -95,7 +96,8 @@ def _init(ray: Any, address: str | None, cpus: int, folder: str) -> None:
     try:
         ray.init(**QUIET, **({"address": "local", **here} if address is None else {"address": address}))
     except Exception as error:
-        raise WorkerError(f"{_named(address)}: {in_one_line(error)}") from None
+        hint = "; set TMPDIR to a folder with a shorter name" if "AF_UNIX" in str(error) else ""
+        raise WorkerError(f"{_named(address)}: {in_one_line(error)}{hint}") from None
 
 
 def _free(ray: Any, address: str | None) -> tuple[int, ...]:

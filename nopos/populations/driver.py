@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 from tqdm.auto import tqdm
 
-from nopos.claims.ledger import SCHEMA
-from nopos.claims.outcome import OnControls
 from nopos.model.config import ModelConfig
 from nopos.populations import work
+from nopos.populations.controls import EvaluatedControls, evaluated
 from nopos.populations.engine import Done, Engine, Task
 from nopos.populations.estimate import Estimate, calibrated
 from nopos.populations.folder import Folder
@@ -23,7 +23,7 @@ from nopos.populations.settings import Model
 from nopos.populations.state import State
 from nopos.storage import checkpoints, files
 from nopos.storage.checkpoints import Serialised
-from nopos.subjects.sizes import size_of
+from nopos.subjects.sizes import in_words, size_of
 from nopos.training import trainer
 
 AHEAD = 2
@@ -54,8 +54,7 @@ class Driver:
         self.spent = Spent(engine.workers)
         self._to_check = deque(state.to_check())
         self._to_train = deque[Sequence[Model]](self._chunks())
-        self._known: Mapping[ModelConfig, OnControls] = {}
-        """What came out on the controls of each size."""
+        self._controls = EvaluatedControls(known={}, ledgers={}, failures={})
         self._serialised: dict[str, Serialised] = {}
         """Those that were trained now and are still to be checked; others are read."""
 
@@ -66,21 +65,37 @@ class Driver:
             StorageError: something cannot be written; what was written before stays.
             WorkerError: the workers cannot begin.
         """
+        start = time.perf_counter()
+        self._evaluate_controls()
+        if not self._to_train and not self._to_check:
+            return
         chunks = list(self._to_train)
-        estimate = calibrated(self._engine, chunks, list(self._to_check), self._state.kernels, self._device)
-        self._known = estimate.known
-        self._folder.write("controls.json", {"schema": SCHEMA, "sizes": estimate.controls})
+        estimate = calibrated(
+            self._engine, chunks, list(self._to_check), self._controls.known, self._state.kernels, self._device
+        )
         models = [one for chunk in chunks for one in chunk]
         ahead = estimate.training(models) + estimate.checking([*models, *self._to_check])
         say(
             f"about {ahead / self._engine.workers / 60:.1f} minutes and {estimate.bytes_of(models) / 1e6:.1f} MB more, "
-            f"with workers: {self._engine.workers}; the calibration took {estimate.seconds:.0f} s"
+            f"with workers: {self._engine.workers}; the calibration took {time.perf_counter() - start:.0f} s"
         )
         with tqdm(total=ahead, bar_format=BAR, disable=None, leave=False, file=sys.stderr) as bar:
             bar.set_description_str(self._state.described())
             for done in self._all_done():
                 bar.update(self._take(done, estimate))
                 bar.set_description_str(self._state.described(), refresh=False)
+
+    def _evaluate_controls(self) -> None:
+        """Have the controls of each size evaluated; models of a size that has none have failed."""
+        left = [*(one for chunk in self._to_train for one in chunk), *self._to_check]
+        self._controls = evaluated(self._engine, list(dict.fromkeys(_size(one) for one in left)))
+        of_all = dict.fromkeys(in_words(_size(one)) for one in self._state.models)
+        self._folder.add_controls(self._controls.ledgers, order=list(of_all))
+        for model in left:
+            if (why_not := self._controls.failures.get(_size(model))) is not None:
+                self._fail(model, "checking", why_not, final=False)
+        self._to_train = deque(chunk for chunk in self._to_train if _size(chunk[0]) in self._controls.known)
+        self._to_check = deque(one for one in self._to_check if _size(one) in self._controls.known)
 
     def _chunks(self) -> list[list[Model]]:
         """The models that are to be trained, those together that train together; no worker gets more than its share."""
@@ -114,7 +129,7 @@ class Driver:
             given = self._serialised.pop(model.name, None)
             if given is None:
                 given = checkpoints.serialised(checkpoints.load(self._folder.weights(model)))
-            known = self._known[size_of(model.setting.recipe.model)]
+            known = self._controls.known[_size(model)]
             return Task([model], work.check_claims, (model.name, given, known))
         if self._to_train:
             models = self._to_train.popleft()
@@ -128,7 +143,7 @@ class Driver:
         if done.task.function is work.check_claims:
             self._take_checked(models[0], done)
             return estimate.checking(models)
-        why_not_together = done.failure or done.value.without_memory
+        why_not_together = done.failure or done.value.why_none
         if why_not_together is not None and len(models) > 1:
             self._split(models, why_not_together)
             return 0.0
@@ -146,7 +161,7 @@ class Driver:
         )
 
     def _take_trained(self, models: Sequence[Model], done: Done) -> None:
-        why_not = done.failure or done.value.without_memory
+        why_not = done.failure or done.value.why_none
         if why_not is not None:
             for model in models:
                 self._fail(model, "training", why_not, final=False)
@@ -180,3 +195,8 @@ class Driver:
         event = {"model": model.name, "event": "failed", "during": during, "reason": reason, "final": final}
         self._state.failures[model.name] = event
         self._folder.note(event)
+
+
+def _size(model: Model) -> ModelConfig:
+    """That of a model, for which its controls are made."""
+    return size_of(model.setting.recipe.model)

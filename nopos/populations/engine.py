@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -45,6 +45,14 @@ class Engine(Protocol):
     def next(self) -> Done:
         """Wait for any task to end; every task that was submitted is returned once."""
         ...
+
+
+def each_done(engine: Engine, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Done]:
+    """What comes of a function for each of some arguments, in their order; nothing else may be under way."""
+    for number, each in enumerate(arguments):
+        engine.submit(Task(number, function, each))
+    found = {done.task.of: done for done in [engine.next() for _ in arguments]}
+    return [found[number] for number in range(len(arguments))]
 
 
 def died(task: Task) -> Done:

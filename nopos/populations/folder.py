@@ -3,7 +3,7 @@
     sweep.json      what was asked, and by what: the sweep's identity
     models/         NAME.safetensors and NAME.json, a checkpoint of each model that was trained
     ledgers/        NAME.json, every claim on that model
-    controls.json   every claim on the controls
+    controls.json   every claim on the controls, by the size of the models that they are for
     index.jsonl     a line for each model when it is trained, failed or checked, and for each group that is split;
                     lines are only ever added
     cost.json       what each run took
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,13 @@ from filelock import FileLock, Timeout
 
 from nopos.claims.ledger import SCHEMA as LEDGER_SCHEMA
 from nopos.errors import CheckpointError, StorageError
+from nopos.populations.results import claims_in
 from nopos.populations.settings import Model
 from nopos.storage import checkpoints, files
 from nopos.storage.checkpoints import Checkpoint, Serialised
 
 SCHEMA = 1
-IDENTITY, LOCK, INDEX = "sweep.json", ".lock", "index.jsonl"
+IDENTITY, LOCK, INDEX, CONTROLS = "sweep.json", ".lock", "index.jsonl", "controls.json"
 
 Event = dict[str, Any]
 
@@ -72,15 +73,34 @@ class Folder:
             return f"{self.weights(model)}: is of another model than its name says"
         return found
 
-    def checked(self, model: Model, sha256: str) -> dict[str, Any] | None:
-        """The model's record with its claims, if a whole ledger of these weights lies there."""
+    def checked(self, model: Model, sha256: str) -> dict[str, dict[str, Any]] | None:
+        """What came out, by claim, if a whole ledger of these weights lies there."""
         try:
             content = json.loads(self.ledger(model).read_bytes())
             (subject,) = content["subjects"]
             whole = content["complete"] and content["schema"] == LEDGER_SCHEMA
-            return dict(subject) if whole and subject["sha256"] == sha256 else None
+            return claims_in(subject) if whole and subject["sha256"] == sha256 else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def add_controls(self, ledgers: Mapping[str, Mapping[str, Any]], *, order: Sequence[str]) -> None:
+        """Write the ledgers of the controls, those of an earlier run too: a later one has but the sizes that are left.
+
+        Args:
+            ledgers: by size.
+            order: of the sizes.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        try:
+            content = json.loads((self.path / CONTROLS).read_bytes())
+            earlier = dict(content["sizes"]) if content["schema"] == LEDGER_SCHEMA else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            earlier = {}  # they are evaluated again when a model of their size is checked
+        known = {**earlier, **ledgers}
+        sizes = {size: known[size] for size in order if size in known}
+        self.write(CONTROLS, {"schema": LEDGER_SCHEMA, "sizes": sizes})
 
     def note(self, event: Event) -> None:
         """Add a line to the index, and have it on disk."""
@@ -97,15 +117,18 @@ class Folder:
         """What the index has, in its order; a last line that is torn is dropped, from the file too.
 
         Raises:
-            StorageError: another line is no event.
+            StorageError: another line is no event, or the file cannot be read.
         """
         path = self.path / INDEX
-        data = path.read_bytes() if path.exists() else b""
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            with path.open("r+b") as file:
-                file.truncate(len(whole))
-                os.fsync(file.fileno())
+        try:
+            data = path.read_bytes() if path.exists() else b""
+            whole = data[: data.rfind(b"\n") + 1]
+            if whole != data:
+                with path.open("r+b") as file:
+                    file.truncate(len(whole))
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be read and mended ({error.strerror or error})") from None
         return [_event(path, number, line) for number, line in enumerate(whole.splitlines(), 1)]
 
     def runs(self) -> list[dict[str, Any]]:
@@ -123,7 +146,8 @@ class Folder:
 def _event(path: Path, number: int, line: bytes) -> Event:
     try:
         event = json.loads(line)
-        if isinstance(event["model"], str) and isinstance(event["event"], str):
+        wanted = ("model", "event", *(("during", "reason") if event["event"] == "failed" else ()))
+        if all(isinstance(event[name], str) for name in wanted):
             return dict(event)
     except (ValueError, KeyError, TypeError):
         pass
@@ -170,13 +194,15 @@ def opened(
 
 def _require_ours(path: Path) -> None:
     """Raise StorageError unless nothing lies there but a sweep, or a sweep that was not even begun."""
-    if path.exists() and not path.is_dir():
-        raise StorageError(f"{path}: is a file; give the name of a folder for the sweep")
-    if (path / IDENTITY).exists() or not path.exists():
-        return
-    others = [
-        each.name for each in path.iterdir() if each.name != LOCK and not each.name.endswith((".partial", ".probe"))
-    ]
+    try:
+        if path.exists() and not path.is_dir():
+            raise StorageError(f"{path}: is a file; give the name of a folder for the sweep")
+        if not path.exists() or (path / IDENTITY).exists():
+            return
+        names = [each.name for each in path.iterdir()]
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be looked into ({error.strerror or error}); give another folder") from None
+    others = [name for name in names if name != LOCK and not name.endswith((".partial", ".probe"))]
     if others:
         raise StorageError(f"{path}: holds {min(others)} and is no sweep's folder; give an empty or a new one")
 

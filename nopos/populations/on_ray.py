@@ -5,6 +5,7 @@ Actors import this module, which therefore imports neither torch nor numpy; nor 
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -22,6 +23,8 @@ Facts = Callable[[], Mapping[str, str]]
 """What decides the bits that a process makes; can be pickled."""
 BEGIN_SECONDS = 120
 """So long the first worker has to begin, and another one when none is left: torch is loaded in it."""
+LOOK_SECONDS = 10
+"""After so long without anything it is looked whether Ray is there at all."""
 
 
 class Worker:
@@ -89,7 +92,7 @@ class OnRay:
         """
         while not self._ended:
             self._fill()
-            self._wait(None if self._busy else BEGIN_SECONDS)
+            self._wait(math.inf if self._busy else BEGIN_SECONDS)
         self._fill()  # so that nobody waits while the driver writes
         return self._ended.popleft()
 
@@ -105,7 +108,7 @@ class OnRay:
                 self._make()
             until = time.monotonic() + BEGIN_SECONDS
             while not self._idle:
-                self._wait(max(0.0, until - time.monotonic()))
+                self._wait(until - time.monotonic())
             self._open = stack.pop_all()
         return self
 
@@ -128,17 +131,29 @@ class OnRay:
             task, actor = self._new.popleft(), self._idle.pop()
             self._busy[actor.run.remote(task.function, task.arguments)] = task, actor
 
-    def _wait(self, seconds: float | None) -> None:
+    def _wait(self, seconds: float) -> None:
         """Take what comes next of an actor: that it is there, what came out of its task, or that it died."""
-        done, _ = self._ray.wait([*self._busy, *self._beginning], timeout=seconds)
-        if not done:
-            raise WorkerError(
-                f"no worker could begin in {BEGIN_SECONDS} s; see that the cluster has room for one, and start again"
-            )
+        until, done = time.monotonic() + seconds, list[Any]()
+        while not done:
+            left = until - time.monotonic()
+            if left < 0:
+                raise WorkerError(
+                    f"no worker could begin in {BEGIN_SECONDS} s; see that the cluster has room for one; start again"
+                )
+            done, _ = self._ray.wait([*self._busy, *self._beginning], timeout=min(left, LOOK_SECONDS))
+            if not done:
+                self._require_own_node()
         if done[0] in self._busy:
             self._take(done[0])
         else:
             self._take_begun(done[0])
+
+    def _require_own_node(self) -> None:
+        """Raise WorkerError if Ray has ended on this machine, after which it would wait for ever."""
+        here = self._ray.get_runtime_context().get_node_id()
+        if not any(node["NodeID"] == here and node["Alive"] for node in self._ray.nodes()):
+            again = "" if self._address is None else "Ray again, then "
+            raise WorkerError(f"Ray has ended on the driver's machine; start {again}the sweep, which goes on")
 
     def _take_begun(self, reference: Any) -> None:
         actor = self._beginning.pop(reference)
@@ -147,16 +162,16 @@ class OnRay:
         except self._ray.exceptions.RayError as error:
             self._kill(actor)
             self._never_began += 1
-            if self._never_began >= TRIES:
+            if self._never_began < TRIES:
+                self._make()
+            elif not (self._idle or self._busy or self._beginning):  # else those that are there do all of it
                 raise WorkerError(f"a worker cannot begin: {in_one_line(error)[:400]}") from None
-            self._make()
             return
         self._idle.append(actor)
         for name, here in self._here.items():
             if there.get(name) != here:
-                raise WorkerError(
-                    f"the worker on {node} has {name} {there.get(name)}, and the driver has {here}; install the same"
-                )
+                mend = "have one kind of processor and one compiler" if name == "kernel" else "install the same"
+                raise WorkerError(f"the worker on {node} has {name} {there.get(name)}, and the driver {here}; {mend}")
         self._never_began = 0
 
     def _take(self, reference: Any) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from nopos.populations.folder import Folder
 from nopos.populations.settings import Model
 from nopos.training.fused import Kernel
@@ -51,7 +53,7 @@ def found_in(folder: Folder, models: list[Model], kernels: dict[str, Kernel], sa
     state, noted = State(models, kernels), dict[tuple[str, str], dict[str, Any]]()
     for event in folder.events():
         noted[event["model"], event["event"]] = event
-    for model in models:
+    for model in tqdm(models, desc="looking for what is there", unit="model", disable=None, leave=False):
         found, failure = folder.trained(model), noted.get((model.name, "failed"))
         if isinstance(found, str):
             say(f"{found}; it is made again")

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from nopos.environment import environment
 from nopos.errors import ConfigError, require_one_of
 from nopos.model.config import require_int
@@ -121,9 +123,9 @@ def _identity(
 def _summarise(folder: Folder, state: State, settings: Sequence[Setting]) -> None:
     """Write what came out, from the ledgers alone."""
     members = []
-    for model in state.models:
+    for model in tqdm(state.models, desc="summing up", unit="model", disable=None, leave=False):
         digest, failure = state.digests.get(model.name), state.failures.get(model.name)
-        record = folder.checked(model, digest) if digest is not None and model.name in state.checked else None
+        claims = folder.checked(model, digest) if digest is not None and model.name in state.checked else None
         members.append(
             results.Member(
                 name=model.name,
@@ -131,7 +133,7 @@ def _summarise(folder: Folder, state: State, settings: Sequence[Setting]) -> Non
                 seed=model.seed,
                 trained=digest is not None,
                 failure=None if failure is None else f"{failure['during']}: {failure['reason']}",
-                claims={} if record is None else results.claims_in(record),
+                claims=claims or {},
             )
         )
     summary = results.summary(settings, members)

@@ -1,6 +1,6 @@
 """What a worker does, whichever engine it belongs to: plain values and bytes in, plain values and bytes out.
 
-The controls of a size are evaluated once in a sweep, by all workers a share each; what came out goes to every worker.
+The controls of a size are evaluated once in a run, by all workers a share each; what came out goes to every worker.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class Trained:
     """What came out of training some seeds together."""
 
     models: list[Serialised | Failed]
-    """One for each seed; empty where there was no memory for all of them at once."""
+    """One for each seed; empty where they could not be trained at once."""
     seconds: float
     """Of all of them."""
-    without_memory: str | None = None
-    """Why none of them is trained, if there was no memory."""
+    why_none: str | None = None
+    """Why not, mostly for want of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +98,8 @@ def train(recipe: Recipe, seeds: Sequence[int], device: str, kernel: Kernel) -> 
     with _threads(torch.get_num_threads() if kernel == "fused" else 1):
         try:
             made = checkpoints.train_together(recipe, seeds, torch.device(device), kernel=kernel)
-        except TrainingError as error:  # of all of them: memory
-            return Trained(models=[], seconds=time.perf_counter() - start, without_memory=str(error))
+        except TrainingError as error:  # of all of them
+            return Trained(models=[], seconds=time.perf_counter() - start, why_none=str(error))
         models: list[Serialised | Failed] = [
             Failed(reason=str(one), final=True) if isinstance(one, TrainingError) else checkpoints.serialised(one)
             for one in made
@@ -214,7 +214,7 @@ def _timed(recipe: Recipe, members: int, kernel: Kernel, device: str) -> tuple[f
     for steps in (FEW, FEW, MORE):  # what is done first is slow
         short = replace(recipe, train=replace(recipe.train, steps=steps, warmup_steps=0, schedule="constant"))
         result = train(short, range(members), device, kernel)
-        while result.without_memory is not None and members > 1:
+        while result.why_none is not None and members > 1:
             members = math.ceil(members / 2)
             result = train(short, range(members), device, kernel)
         taken[steps] = result.seconds

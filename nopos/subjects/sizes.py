@@ -79,9 +79,12 @@ def memory_of(config: ModelConfig) -> int:
 
 def described(subject: AnySubject) -> str:
     """The sizes of a subject in words: subjects for which they are equal share their controls."""
-    if not isinstance(subject, Subject):
-        return subject.name
-    return ", ".join(f"{name} {getattr(subject.config, name)}" for name in SIZES)
+    return in_words(subject.config) if isinstance(subject, Subject) else subject.name
+
+
+def in_words(config: ModelConfig) -> str:
+    """The sizes of a config."""
+    return ", ".join(f"{name} {getattr(config, name)}" for name in SIZES)
 
 
 def trained(name: str, size: ModelConfig) -> Checkpoint:

@@ -115,11 +115,34 @@ def test_a_torn_last_line_of_the_index_is_dropped_and_the_next_begins_on_a_line_
         assert [event["model"] for event in folder.events()] == ["a", "c"]
 
 
-@pytest.mark.parametrize("line", ["no JSON", "3", "{}", '{"model": 1, "event": "trained"}'])
+@pytest.mark.parametrize(
+    "line",
+    ["no JSON", "3", "{}", '{"model": 1, "event": "trained"}', '{"model": "a", "event": "failed", "final": true}'],
+)
 def test_a_damaged_line_within_the_index_is_named(tmp_path, line):
     (tmp_path / INDEX).write_text(f'{{"model": "a", "event": "trained"}}\n{line}\n')
     with pytest.raises(StorageError, match=r"index.jsonl: line 2 is no event; remove that line"):
         Folder(tmp_path).events()
+
+
+def test_an_index_that_is_a_folder_and_a_name_that_is_too_long_are_one_line(tmp_path):
+    (tmp_path / INDEX).mkdir()
+    with pytest.raises(StorageError, match=r"index.jsonl: cannot be read and mended \(Is a directory\)"):
+        Folder(tmp_path).events()
+    with pytest.raises(StorageError, match="cannot be looked into"), open_folder(tmp_path / ("a" * 300)):
+        pass
+
+
+def test_the_controls_of_an_earlier_run_stay_and_a_damaged_file_of_them_is_written_anew(tmp_path):
+    folder, order = Folder(tmp_path), ["first", "second", "third"]
+    folder.add_controls({"second": {"n": 2}, "third": {"n": 3}}, order=order)
+    folder.add_controls({"first": {"n": 1}, "third": {"n": 4}}, order=order)
+    found = json.loads((tmp_path / "controls.json").read_text())
+    assert list(found["sizes"].items()) == [("first", {"n": 1}), ("second", {"n": 2}), ("third", {"n": 4})]
+    for damaged in ("{", "[]", json.dumps(found | {"schema": SCHEMA - 1}), f'{{"schema": {SCHEMA}, "sizes": 3}}'):
+        (tmp_path / "controls.json").write_text(damaged)
+        folder.add_controls({"first": {"n": 5}}, order=order)
+        assert json.loads((tmp_path / "controls.json").read_text())["sizes"] == {"first": {"n": 5}}
 
 
 def test_an_event_is_on_disk_before_the_next_thing_is_done(tmp_path, events):
@@ -181,5 +204,8 @@ def test_a_model_is_checked_when_a_whole_ledger_of_its_weights_lies_there(tmp_pa
         folder.write(folder.ledger(tiny_model), content | change)
         assert (folder.checked(tiny_model, "1f") is not None) == whole, change
         assert folder.checked(tiny_model, "2f") is None
+    without = {"schema": SCHEMA, "complete": True, "subjects": [{"sha256": "1f"}]}
+    folder.write(folder.ledger(tiny_model), without)
+    assert folder.checked(tiny_model, "1f") is None
     folder.write(folder.ledger(tiny_model), f'{{"schema": {SCHEMA}, "comp')
     assert folder.checked(tiny_model, "1f") is None

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -75,6 +76,7 @@ class FakeRay:
 
     def __init__(self):
         self.alive, self.options_given, self.facts, self.ready = [], [], [{"torch": "2"}], True
+        self.has_own_node = True
 
     def remote(self, kind):
         assert kind is on_ray.Worker
@@ -107,6 +109,12 @@ class FakeRay:
 
     def kill(self, actor):
         self.alive.remove(actor)
+
+    def nodes(self):
+        return [{"NodeID": "own", "Alive": self.has_own_node}, {"NodeID": "other", "Alive": True}]
+
+    def get_runtime_context(self):
+        return SimpleNamespace(get_node_id=lambda: "own")
 
 
 @pytest.fixture
@@ -163,9 +171,17 @@ def test_a_task_that_always_kills_its_worker_fails_and_spoils_no_other(ray):
 
 def test_a_worker_that_would_make_other_models_is_named(ray):
     ray.facts = [{"torch": "1"}]
-    with pytest.raises(WorkerError, match=r"^the worker on 10.0.0.3 has torch 1, and the driver has 2; install"):
+    with pytest.raises(WorkerError, match=r"^the worker on 10.0.0.3 has torch 1, and the driver 2; install the same$"):
         engine().__enter__()
     assert ray.alive == []
+
+
+def test_that_a_node_has_another_processor_is_not_mended_by_installing_something(ray):
+    ray.facts = [{"kernel": "1f"}]
+    some = OnRay(None, None, most=100, facts=lambda: {"kernel": "2e"})
+    message = r"^the worker on 10.0.0.3 has kernel 1f, and the driver 2e; have one kind of processor and one compiler$"
+    with pytest.raises(WorkerError, match=message):
+        some.__enter__()
 
 
 def test_workers_that_never_begin_are_one_line(ray):
@@ -179,10 +195,27 @@ def test_workers_that_never_begin_are_one_line(ray):
         assert results(some, [Task(1, abs, (-1,))]) == {1: 1}
 
 
-def test_that_no_worker_can_be_had_is_one_line_after_a_bounded_wait(ray):
+def test_where_some_workers_never_begin_the_others_do_all_of_it(ray):
+    ray.facts = [RayError("that node has no nopos"), {"torch": "2"}]
+    with engine() as some:
+        assert results(some, [Task(n, abs, (-n,)) for n in (1, 2, 3)]) == {1: 1, 2: 2, 3: 3}
+        assert len(ray.alive) == 1
+        assert len(ray.options_given) == 5
+
+
+def test_that_no_worker_can_be_had_is_one_line_after_a_bounded_wait(ray, monkeypatch):
+    monkeypatch.setattr(on_ray, "BEGIN_SECONDS", 0.2)
     ray.ready = False
-    with pytest.raises(WorkerError, match=r"^no worker could begin in 120 s; see that the cluster has room for one"):
+    with pytest.raises(WorkerError, match=r"^no worker could begin in 0.2 s; see that the cluster has room for one"):
         engine().__enter__()
+
+
+def test_that_ray_has_ended_on_the_drivers_machine_is_one_line_even_while_something_is_under_way(ray):
+    with engine() as entered:
+        entered.submit(Task("never ends", abs, (-1,)))
+        ray.ready, ray.has_own_node = False, False
+        with pytest.raises(WorkerError, match="Ray has ended on the driver's machine; start the sweep, which goes on"):
+            entered.next()
 
 
 def test_work_under_way_is_not_waited_for_at_the_end(ray):

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from nopos.errors import StorageError
+from nopos.errors import StorageError, TrainingError
 from nopos.populations import cluster, software, work
 from nopos.populations import folder as folders
 from nopos.populations import sweep as sweeps
@@ -20,6 +20,7 @@ from nopos.populations.folder import Folder
 from nopos.storage.checkpoints import load
 from nopos.training import trainer
 from tests.support.command import complaint
+from tests.support.quick_sweep import quick_evaluate
 
 
 @pytest.fixture
@@ -75,10 +76,9 @@ def test_with_real_work_the_ledgers_are_of_the_claims_and_the_controls_are_there
     ledger = json.loads((path / "ledgers" / "tiny-seed-5.json").read_text())
     controls = json.loads((path / "controls.json").read_text())
     assert [subject["name"] for subject in ledger["subjects"]] == ["tiny-seed-5"]
-    (of_size,) = controls["sizes"]
-    assert [(one["name"], one["made_for"]) for one in of_size["subjects"]] == [
-        ("untrained", "n_layers 2, n_heads 2, d_model 8, d_head 4, d_mlp 12, d_vocab 7, n_ctx 6")
-    ]
+    ((size, of_size),) = controls["sizes"].items()
+    assert size == "n_layers 2, n_heads 2, d_model 8, d_head 4, d_mlp 12, d_vocab 7, n_ctx 6"
+    assert [(one["name"], one["made_for"]) for one in of_size["subjects"]] == [("untrained", size)]
     (claim,) = json.loads((path / "summary.json").read_text())["claims"]
     assert claim["statement"] == "The loss is low."
     assert claim["settings"][0]["refuted"] == 1
@@ -202,7 +202,7 @@ def of_at_most(most, how):
         if len(seeds) <= most:
             return real(recipe, seeds, device, kernel)
         if how == "memory":
-            return work.Trained(models=[], seconds=0.1, without_memory="no memory")
+            return work.Trained(models=[], seconds=0.1, why_none="no memory")
         raise RuntimeError("no memory")
 
     return train
@@ -261,11 +261,56 @@ def test_a_disk_that_is_full_is_one_line_and_what_was_finished_stays(sweep, monk
     assert all(counts(tmp_path / "sweep")[name, "trained"] == 1 for name in written)
 
 
-def test_workers_that_cannot_begin_are_one_line(sweep, monkeypatch):
+def test_a_calibration_that_fails_is_one_line(sweep, monkeypatch):
     monkeypatch.setattr(work, "calibrate", lambda *_: 1 / 0)
     output = sweep()
     assert output[0] == 2
-    assert complaint(output) == "nopos: a worker cannot begin: ZeroDivisionError: division by zero; no model was made"
+    expected = "nopos: the calibration failed: ZeroDivisionError: division by zero; this run made no model"
+    assert complaint(output) == expected
+
+
+OF_TWO_SIZES = ("--grid", "d_mlp=12,10")
+
+
+def of_size(d_mlp):
+    return f"n_layers 2, n_heads 2, d_model 8, d_head 4, d_mlp {d_mlp}, d_vocab 7, n_ctx 6"
+
+
+def test_a_run_that_has_one_size_left_keeps_the_controls_of_the_others(sweep, in_process, tmp_path):
+    assert sweep("whole", *OF_TWO_SIZES)[0] == 0
+    assert list(json.loads((tmp_path / "whole" / "controls.json").read_text())["sizes"]) == [of_size(12), of_size(10)]
+    before = files_of(tmp_path / "whole")
+    for ledger in (tmp_path / "whole" / "ledgers").glob("*d_mlp=10*"):
+        ledger.unlink()
+    assert "left: 6" in sweep("whole", *OF_TWO_SIZES)[1]
+    assert files_of(tmp_path / "whole") == before
+
+
+def without_controls(*of_d_mlp):
+    """An evaluation of controls that some sizes do not have."""
+
+    def evaluate(size, share, shares):
+        if size.d_mlp in of_d_mlp:
+            raise TrainingError("its training diverged")
+        return quick_evaluate(size, share, shares)
+
+    return evaluate
+
+
+def test_a_size_whose_controls_cannot_be_made_fails_its_models_and_no_other(sweep, in_process, monkeypatch, tmp_path):
+    sweep("whole", *OF_TWO_SIZES)
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "evaluate_controls", without_controls(10))
+        for before in (0, 6):
+            code, out, err = sweep("s", *OF_TWO_SIZES)
+            assert f"done: {before}" in out
+            assert (code, err, out.splitlines()[-1].split(":")[0]) == (1, "", "expected 12, done 6, failed 6")
+            reason = f"the controls of {of_size(10)} cannot be evaluated: TrainingError: its training diverged"
+            assert f"failed: tiny,peak_lr=0.001,d_mlp=10-seed-0, checking: {reason}" in out
+    assert not list((tmp_path / "s").glob("models/*d_mlp=10*"))
+    assert sweep("s", *OF_TWO_SIZES)[0] == 0  # where they can be made, the models are checked
+    assert files_of(tmp_path / "s") == files_of(tmp_path / "whole")
+    assert all(number == 1 for (_, event), number in counts(tmp_path / "s").items() if event == "trained")
 
 
 def test_the_folder_of_another_sweep_and_a_second_driver_are_one_line(sweep, tmp_path):

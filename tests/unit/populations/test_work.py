@@ -95,7 +95,7 @@ def test_models_for_which_there_is_no_memory_are_not_there_and_why_is(tiny_recip
     monkeypatch.setattr(trainer, "_memory", lambda _: 0)
     found = work.train(tiny_recipe, [0, 1], "cpu", "torch")
     assert found.models == []
-    assert "GiB of memory" in found.without_memory
+    assert "GiB of memory" in found.why_none
 
 
 def test_a_calibration_times_as_many_models_as_there_is_memory_for(one_claim, own_cache, tiny_recipe, monkeypatch):
@@ -106,7 +106,7 @@ def test_a_calibration_times_as_many_models_as_there_is_memory_for(one_claim, ow
         fits = len(seeds) <= 2
         if fits:
             return real(recipe, seeds, device, kernel)
-        return Trained(models=[], seconds=0.0, without_memory="no memory")
+        return Trained(models=[], seconds=0.0, why_none="no memory")
 
     monkeypatch.setattr(work, "train", train)
     (seconds,) = work.calibrate([tiny_recipe], [5], "cpu", ["torch"], [on_controls(tiny_recipe)]).train
