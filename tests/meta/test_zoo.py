@@ -13,7 +13,7 @@ from fixtures.zoo import make
 from fixtures.zoo.settings import RECIPES, ZooSetting, halves_by_the_rule, zoo_settings
 from nopos.errors import ConfigError
 from nopos.model.config import ModelConfig, changes
-from nopos.model.recipes import NOTEBOOK, TrainConfig
+from nopos.model.recipes import FAST_OPTIMIZERS, NOTEBOOK, TrainConfig
 from nopos.storage import checkpoints
 from nopos.subjects.sizes import SIZES
 from tests.support.engine import InProcess
@@ -47,8 +47,14 @@ def test_there_are_as_many_settings_as_were_asked_for_and_no_two_are_alike():
 
 def test_they_vary_what_was_asked_for():
     values = {name: {getattr(one.recipe.train, name) for one in SETTINGS} for name in vars(TrainConfig())}
-    rates = Counter(one.recipe.train.optimizer for one in SETTINGS)
-    assert len([name for name, count in rates.items() if count >= 2 and name not in ("adamw", "muon")]) >= 5
+    rates: dict[str, set[float]] = {}
+    for one in SETTINGS:
+        rates.setdefault(one.recipe.train.optimizer, set()).add(one.recipe.train.peak_lr)
+    assert len([name for name, found in rates.items() if len(found) >= 2 and name not in FAST_OPTIMIZERS]) >= 5
+    constant = [
+        one.recipe.train for one in SETTINGS if one.family != RECIPES and one.recipe.train.schedule == "constant"
+    ]
+    assert len({train.peak_lr for train in constant if train.optimizer == "adamw"}) >= 3
     assert values["schedule"] == {"constant", "cosine"}
     assert {0.0, 1.0} <= values["weight_decay"]
     for name in ("betas", "batch_size", "muon_lr", "label_smoothing", "target_noise", "initial_scale"):
@@ -100,6 +106,23 @@ def test_the_table_is_of_every_setting_and_a_drawn_few_of_its_lines_are_what_the
 def test_every_line_of_the_table_is_what_its_model_gives():
     for setting, row in zip(SETTINGS, rows(make.TABLE.read_text()), strict=True):
         recomputed(setting, row)
+
+
+def test_the_population_has_as_many_models_of_each_setting_as_were_asked_for():
+    models = json.loads(make.POPULATION.read_text())["models"]
+    assert len({(one["setting"], one["seed"]) for one in models}) == len(models)
+    assert len({one["sha256"] for one in models}) == len(models)
+    counts = Counter(one["setting"] for one in models)
+    assert (counts.pop("sprint"), counts.pop("notebook")) == (300, 6)
+    assert {name: count >= 2 for name, count in counts.items()} == {
+        one.name: True for one in SETTINGS if one.family != RECIPES
+    }
+    halves, of_core = {one.name: one.half for one in SETTINGS}, dict[str, str]()
+    for one in models:
+        assert one["accuracy"] > make.SOLVED, one
+        assert one["half"] == halves[one["setting"]]
+        of_core |= {one["setting"]: one["sha256"]} if one["seed"] == 0 else {}
+    assert of_core == {one.name: checkpoints.load(make.path_of(one, 0, make.CORE)).sha256 for one in SETTINGS}
 
 
 @pytest.fixture
