@@ -390,8 +390,8 @@ def test_a_node_that_is_killed_loses_nothing_and_a_wrong_token_is_one_line(two_n
 @with_ray
 def test_a_driver_that_is_killed_leaves_no_actor_and_the_other_engine_goes_on(two_nodes, tmp_path):
     address, _, folder = two_nodes
-    path = tmp_path / "s"
-    driver = sweep(path, "--engine", "ray", "--ray-address", address, RAY_AUTH_TOKEN=TOKEN)
+    path, many = tmp_path / "s", {"seeds": "0-15"}  # so many that the driver is at work whenever it is interrupted
+    driver = sweep(path, "--engine", "ray", "--ray-address", address, RAY_AUTH_TOKEN=TOKEN, **many)
     wait_for_checks(path, driver, 2)
     actors = actors_of(folder)
     assert len(actors) == 2
@@ -399,7 +399,7 @@ def test_a_driver_that_is_killed_leaves_no_actor_and_the_other_engine_goes_on(tw
     driver.communicate()
     _, alive = psutil.wait_procs(actors, timeout=60)
     assert alive == []
-    driver = sweep(path, "--engine", "ray", "--ray-address", address, RAY_AUTH_TOKEN=TOKEN)
+    driver = sweep(path, "--engine", "ray", "--ray-address", address, RAY_AUTH_TOKEN=TOKEN, **many)
     wait_for_checks(path, driver, 4)
     actors = actors_of(folder)
     driver.send_signal(signal.SIGINT)
@@ -407,8 +407,8 @@ def test_a_driver_that_is_killed_leaves_no_actor_and_the_other_engine_goes_on(tw
     assert (code, err) == (130, "nopos: interrupted; nothing unfinished was saved\n")
     _, alive = psutil.wait_procs(actors, timeout=60)
     assert alive == []
-    assert ended(sweep(path, SECONDS_A_CHECK="0"))[0] == 0
-    assert ended(sweep(tmp_path / "whole", SECONDS_A_CHECK="0"))[0] == 0
+    assert ended(sweep(path, SECONDS_A_CHECK="0", **many))[0] == 0
+    assert ended(sweep(tmp_path / "whole", SECONDS_A_CHECK="0", **many))[0] == 0
     assert files_of(path) == files_of(tmp_path / "whole")
     assert set(trained(path).values()) == {1}
 
