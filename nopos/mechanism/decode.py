@@ -5,53 +5,53 @@ What layer 1 writes of each token, what MLP 0 wrote of the current one in advanc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
-from einops import einsum, rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from nopos.errors import AnalysisError, require_one_of
 from nopos.methods.activation_patching import response_to_swapped_token, swap_tokens
 from nopos.methods.activations import OtherTokens, Tokens, activation, require_count
 from nopos.methods.attention import mean_weight_by_offset
-from nopos.methods.attribution import centred_unembedding
 from nopos.methods.circuits import copying_rank, full_ov_circuit, mean_reading, ov_circuit, ov_into_neurons
 from nopos.methods.embedding import mean_by_token
-from nopos.methods.interventions import Edit, Effect, activation_with, effect_of, logits_with
+from nopos.methods.interventions import Edit, activation_with, logits_with
 from nopos.methods.metrics import logit_difference
 from nopos.methods.statistics import correlation, slope
 from nopos.model.config import BOS
-from nopos.model.data import targets
-from nopos.model.hook_points import FINAL_SCALE, hook_point
+from nopos.model.hook_points import EMBED, hook_point
 from nopos.model.transformer import NoPosTransformer
 
 Reader = Literal["MLP 1", "unembedding", "both"]
-Answer = Literal["right", "wrong"]
-Contributions = Float[Tensor, "batch predicted neuron"]
+IN_ADVANCE = (EMBED, hook_point(0, "mlp_out"))
+"""What writes of the current token before layer 1's attention adds it."""
 
 
 def copying_share(folded: NoPosTransformer, other_tokens: OtherTokens, *, layer: int = 1) -> float:
     """Share of other logits that a token's own beats in a layer's full OV circuit, fed with what the layer reads.
 
-    BOS is left out: it is never at two positions.
+    What every token adds alike to a logit is left out: it says nothing of which was attended to. So is BOS, which is
+    never at two positions.
     """
     reading = mean_reading(folded, other_tokens, layer=layer)
-    circuit = full_ov_circuit(folded, layer=layer, reading=reading)
-    return copying_rank(circuit[:, BOS + 1 :, BOS + 1 :])
+    circuit = full_ov_circuit(folded, layer=layer, reading=reading)[:, BOS + 1 :, BOS + 1 :]
+    return copying_rank(circuit - circuit.mean(dim=1, keepdim=True))
 
 
 def neuron_response_correlation(
     folded: NoPosTransformer, tokens: Tokens, other_tokens: OtherTokens, *, offset: int, layer: int = 1
 ) -> float:
     """Correlation, over swaps of the token `offset` back and over neurons, of what the OV circuit predicts of a layer's
-    neurons with how they respond.
+    neurons with how they respond, each neuron in units of its own response.
     """
     swaps = response_to_swapped_token(folded, tokens, other_tokens=other_tokens, layer=layer, offset=offset)
     reading = mean_reading(folded, other_tokens, layer=layer)
     circuit = ov_into_neurons(folded, layer=layer, reading=reading).sum(dim=0)  # [token neuron]
-    return correlation(circuit[swaps.after] - circuit[swaps.before], swaps.response)
+    unit = swaps.response.pow(2).mean(dim=0).sqrt().clamp_min(torch.finfo(swaps.response.dtype).tiny)  # [neuron]
+    return correlation((circuit[swaps.after] - circuit[swaps.before]) / unit, swaps.response / unit)
 
 
 @torch.no_grad()
@@ -99,13 +99,15 @@ def written_per_weight(
 
 
 @torch.no_grad()
-def written_of_tokens(model: NoPosTransformer, tokens: Tokens, *, layer: int = 0) -> Float[Tensor, "d_vocab d_model"]:
-    """What a layer's MLP writes of each token: its mean over the positions that hold it, less the mean of these over
+def written_of_tokens(
+    model: NoPosTransformer, tokens: Tokens, *, components: Sequence[str] = IN_ADVANCE
+) -> Float[Tensor, "d_vocab d_model"]:
+    """What some components write of each token: their mean over the positions that hold it, less the mean of these over
     all but BOS.
 
     Zero for a token that is nowhere.
     """
-    by_token = mean_by_token(model, tokens, hook_point=hook_point(layer, "mlp_out"))
+    by_token = torch.stack([mean_by_token(model, tokens, hook_point=name) for name in components]).sum(dim=0)
     seen = tokens.unique()
     written = torch.zeros_like(by_token)
     written[seen] = by_token[seen] - by_token[seen[seen > BOS]].mean(dim=0)
@@ -120,19 +122,22 @@ def current_token_wins(
     other_tokens: OtherTokens,
     reader: Reader,
     own: bool,
+    components: tuple[str, ...] = IN_ADVANCE,
     target_offset: int = 1,
 ) -> float:
-    """Share of positions whose current token's logit beats the right one's without what MLP 0 wrote of a token.
+    """Share of positions whose current token's logit beats the right one's without what was written of a token before
+    layer 1.
 
     Positions where the two are one token are left out.
 
     Args:
-        other_tokens: what MLP 0 writes of a token is taken over them.
+        other_tokens: what is written of a token is taken over them.
         reader: which later part goes without it.
         own: take out what was written of the position's own token, or of that at another sequence's position.
+        components: by which.
     """
     require_one_of("reader", reader, get_args(Reader), error=AnalysisError)
-    taken = written_of_tokens(model, other_tokens)[tokens if own else tokens.roll(1, dims=0)]
+    taken = written_of_tokens(model, other_tokens, components=components)[tokens if own else tokens.roll(1, dims=0)]
     read_by_mlp, read_by_unembedding = hook_point(1, "resid_mid"), hook_point(1, "resid_post")
 
     def take(residual: Tensor) -> Tensor:
@@ -146,57 +151,3 @@ def current_token_wins(
     logits = logits_with(model, tokens, edits[reader])
     lead = logit_difference(logits, tokens, target_offset=target_offset)
     return (lead < 0)[tokens[:, target_offset:] != tokens[:, :-target_offset]].float().mean().item()
-
-
-@torch.no_grad()
-def contributions(
-    model: NoPosTransformer,
-    tokens: Tokens,
-    wanted: Int[Tensor, "batch predicted"] | None = None,
-    *,
-    layer: int = 1,
-    target_offset: int = 1,
-) -> Contributions:
-    """What each neuron of a layer adds to a token's logit at each predicted position, over what it adds to the mean.
-
-    Args:
-        wanted: whose logit; by default that of the token `target_offset` back.
-    """
-    wanted = targets(tokens, target_offset=target_offset) if wanted is None else wanted
-    post, scale = model.activations(tokens, [hook_point(layer, "mlp.post"), FINAL_SCALE]).values()
-    W_U, _ = centred_unembedding(model)
-    W_out = model.block(layer).mlp.W_out
-    to_logits = einsum(
-        W_out - W_out.mean(dim=-1, keepdim=True),
-        W_U,
-        "neuron d_model, d_model d_vocab -> neuron d_vocab",
-    )
-    active = post[:, target_offset:] / scale[:, target_offset:]
-    return active * rearrange(to_logits[:, wanted], "neuron batch predicted -> batch predicted neuron")
-
-
-def neurons_for_half(added: Float[Tensor, "*answer neuron"]) -> Float[Tensor, "*answer"]:
-    """How many neurons, those that add the most first, add half of what all do that add anything."""
-    positive = added.clamp_min(0)
-    largest_first = positive.sort(dim=-1, descending=True).values.cumsum(dim=-1)
-    return 1 + (largest_first < positive.sum(dim=-1, keepdim=True) / 2).sum(dim=-1).to(added)
-
-
-@torch.no_grad()
-def effect_of_silencing_neurons(
-    model: NoPosTransformer, tokens: Tokens, *, count: int, answer: Answer, layer: int = 1, target_offset: int = 1
-) -> Effect:
-    """Effect of silencing, at each predicted position, the neurons of a layer that add the most to a token's logit.
-
-    Args:
-        count: how many at each position.
-        answer: the right one, or that of another sequence at the same position, whose neurons are as large.
-    """
-    require_one_of("answer", answer, get_args(Answer), error=AnalysisError)
-    require_count("count", count, at_most=model.config.d_mlp)
-    wanted = targets(tokens, target_offset=target_offset, shuffled=answer == "wrong")
-    added = contributions(model, tokens, wanted, layer=layer, target_offset=target_offset)
-    silent = torch.zeros(*tokens.shape, model.config.d_mlp, dtype=torch.bool)
-    silent[:, target_offset:] = silent[:, target_offset:].scatter(-1, added.topk(count, dim=-1).indices, value=True)
-    post = hook_point(layer, "mlp.post")
-    return effect_of(model, tokens, post, lambda each: each.masked_fill(silent, 0.0), target_offset=target_offset)

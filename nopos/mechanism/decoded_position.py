@@ -1,8 +1,9 @@
 """The decoded position: where layer 1's keys put a position, and what moves it.
 
-Layer 1 finds a position by the score of its key. One query, the mean over late positions, is asked of every key; the
-position whose mean score comes nearest to a key's is the key's decoded position. So it is what layer 1 acts on, in
-positions, not what a probe can read. Counts are put in by hand through layer 0's pattern, by the law of dilution.
+Layer 1 finds a position by the scores of its key. The mean query of each late position is asked of a key: where these
+scores lie on the curve of those of the mean keys, position by position, is the key's decoded position. So it is what
+layer 1 acts on, in positions, not what a probe can read. Counts are put in by hand through layer 0's pattern, by the
+law of dilution.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from einops import einsum
+from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -30,7 +31,7 @@ from nopos.mechanism.count import (
 )
 from nopos.methods.activation_patching import SPACING, Answers, answers_at
 from nopos.methods.activations import OtherTokens, Tokens, require_positions
-from nopos.methods.attention import LATE, Scores, mean_late_query
+from nopos.methods.attention import LATE, Scores
 from nopos.methods.interventions import NO_EDITS, Edit, activation_with, logits_with
 from nopos.methods.statistics import slope
 from nopos.model.config import BOS
@@ -53,14 +54,14 @@ class Positions:
 
 @dataclass(frozen=True)
 class PositionDecoder:
-    """Which score of a key belongs to which position."""
+    """What late queries make of a key, and of the keys at each position."""
 
     keys: str
     """The hook point of the reading layer's keys."""
-    query: Float[Tensor, "head d_head"]
-    """The mean over late positions."""
-    mean_scores: Float[Tensor, " pos_after_BOS"]
-    """Of each position's key, from position 1 on."""
+    queries: Float[Tensor, "late head d_head"]
+    """Their mean at each late position."""
+    curve: Float[Tensor, "pos_after_BOS score"]
+    """The scores that each position's mean key gets from each of them, from position 1 on."""
 
     @torch.no_grad()
     def decode(
@@ -71,10 +72,9 @@ class PositionDecoder:
         Args:
             edits: what is replaced in the model while it reads, by hook point.
         """
-        scores = _asked(activation_with(model, tokens, self.keys, edits), self.query)
-        decoded = 1 + (scores[..., None] - self.mean_scores).abs().argmin(dim=-1)
+        decoded = 1 + nearest_on(self.curve, _asked(activation_with(model, tokens, self.keys, edits), self.queries))
         decoded[:, 0] = 0
-        return decoded.float()
+        return decoded
 
 
 @torch.no_grad()
@@ -85,10 +85,24 @@ def position_decoder(model: NoPosTransformer, tokens: Tokens, *, layer: int = 1)
         AnalysisError: no position is late.
     """
     require_positions(tokens.shape[-1], at_least=LATE + 1)
-    queries, keys = hook_point(layer, "attn.q"), hook_point(layer, "attn.k")
-    read = model.activations(tokens, [queries, keys])
-    query = mean_late_query(read[queries])
-    return PositionDecoder(keys, query, _asked(read[keys], query).mean(dim=0)[1:])
+    q, k = model.activations(tokens, [hook_point(layer, "attn.q"), hook_point(layer, "attn.k")]).values()
+    queries = q[:, LATE:].mean(dim=0)
+    return PositionDecoder(hook_point(layer, "attn.k"), queries, _asked(k.mean(dim=0, keepdim=True), queries)[0, 1:])
+
+
+def nearest_on(curve: Float[Tensor, "pos width"], points: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape"]:
+    """Where on a curve of straight pieces between its points each of some others lies nearest: 0 at the first, and
+    between two of them a fraction.
+    """
+    start, piece = curve[:-1].double(), curve.diff(dim=0).double()
+    length = piece.pow(2).sum(dim=-1).clamp_min(torch.finfo(piece.dtype).tiny)
+    at = points.double()
+    along_piece = einsum(at, piece, "... width, piece width -> ... piece") - (start * piece).sum(dim=-1)
+    along = (along_piece / length).clamp(0, 1)
+    from_start = einsum(at, start, "... width, piece width -> ... piece")
+    distance = start.pow(2).sum(dim=-1) - 2 * from_start + along * (along * length - 2 * along_piece)  # less |at|²
+    best = distance.argmin(dim=-1, keepdim=True)
+    return (best + along.gather(-1, best))[..., 0].float()
 
 
 def after_a_second_bos(
@@ -260,9 +274,10 @@ def answers_to_swapped_counts(
 
 
 def _asked(
-    k: Float[Tensor, "batch pos head d_head"], query: Float[Tensor, "head d_head"]
-) -> Float[Tensor, "batch pos"]:
-    return einsum(k, query, "batch pos head d_head, head d_head -> batch pos")
+    k: Float[Tensor, "batch pos head d_head"], queries: Float[Tensor, "late head d_head"]
+) -> Float[Tensor, "batch pos score"]:
+    scores = einsum(k, queries, "batch pos head d_head, late head d_head -> batch pos head late")
+    return rearrange(scores, "batch pos head late -> batch pos (head late)")
 
 
 def _require_position_to_change(position: int, tokens: Tokens) -> None:

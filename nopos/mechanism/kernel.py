@@ -17,7 +17,7 @@ from nopos.mechanism.layer_0_table import residual_table
 from nopos.methods.activations import Tokens, activation, require_positions
 from nopos.methods.attention import LATE, Scores, mean_late_query
 from nopos.methods.interventions import Effect, effect_of
-from nopos.methods.statistics import share_explained, slopes
+from nopos.methods.statistics import share_explained
 from nopos.model.config import BOS
 from nopos.model.hook_points import hook_point
 from nopos.model.transformer import NoPosTransformer
@@ -45,14 +45,6 @@ class ScoreFalls:
     of_scores: Float[Tensor, " late"]
     of_keys: Float[Tensor, " late"]
     """The same keys asked by one query, the mean over late positions."""
-    gain: Float[Tensor, " late"]
-    """By how much the query's own scores stretch those: the least-squares factor."""
-
-    @property
-    def growth(self) -> float:
-        """Gain of the last query over that of the first; 0 where that has none."""
-        first, last = self.gain[0].item(), self.gain[-1].item()
-        return last / first if first else 0.0
 
 
 def near(scores: Scores, *, first: int = 0) -> NearScores:
@@ -88,19 +80,7 @@ def score_falls(model: NoPosTransformer, tokens: Tokens, *, layer: int = 1) -> S
     scores = near(own_scores.mean(dim=0, keepdim=True), first=1)
     asked_by_one = _products(query.expand_as(q), k).mean(dim=0, keepdim=True)
     keys = near(asked_by_one / model.block(layer).attn.scale, first=1)
-    gain = reduce(slopes(scores, on=keys), "1 head late -> late", "mean")
-    return ScoreFalls(_falls(scores), _falls(keys), gain)
-
-
-def match_with_own_token(model: NoPosTransformer, tokens: Tokens, *, layer: int = 1) -> float:
-    """What a late query's score of its own position gains because query and key are of one token, in nats.
-
-    The mean of query times key less the product of their means, at the own position, less the same a few back.
-    """
-    q, k = model.activations(tokens, [hook_point(layer, "attn.q"), hook_point(layer, "attn.k")]).values()
-    together = _products(q, k).mean(dim=0) - _products(q.mean(0, keepdim=True), k.mean(0, keepdim=True))[0]
-    by_offset = reduce(near(together[None]), "1 head late offset -> offset", "mean") / model.block(layer).attn.scale
-    return (by_offset[0] - by_offset[1:].mean()).item()
+    return ScoreFalls(_falls(scores), _falls(keys))
 
 
 @torch.no_grad()

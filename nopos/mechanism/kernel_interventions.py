@@ -14,8 +14,9 @@ from nopos.methods.activation_patching import SPACING, random_directions
 from nopos.methods.activations import OtherTokens, Tokens, activation, require_positions
 from nopos.methods.attention import LATE
 from nopos.methods.interventions import activation_with, logits_with
+from nopos.methods.metrics import lead
 from nopos.methods.statistics import share_explained, slope
-from nopos.model.data import generator, per_token_loss
+from nopos.model.data import generator
 from nopos.model.hook_points import hook_point
 from nopos.model.transformer import NoPosTransformer
 
@@ -84,7 +85,7 @@ class Tilts:
     """For each answer from the position after the first: what content in a layer's scores does to it."""
 
     harm: Float[Tensor, "batch answer"]
-    """Loss of the model less that with the layer's mean pattern, in nats."""
+    """By how much the right logit leads the largest other one less than with the layer's mean pattern."""
     tilt: Float[Tensor, "batch answer"]
     """Logarithm of the weight on the token to predict over that on the one before, less that in the mean pattern."""
 
@@ -110,9 +111,7 @@ def tilts(
     mean = activation(model, other_tokens, name).mean(dim=0)
     own = activation(model, tokens, name)
     with_mean = logits_with(model, tokens, {name: lambda _: mean})
-    harm = per_token_loss(model.logits(tokens), tokens, target_offset=offset) - per_token_loss(
-        with_mean, tokens, target_offset=offset
-    )
+    harm = lead(with_mean, tokens, target_offset=offset) - lead(model.logits(tokens), tokens, target_offset=offset)
     return Tilts(harm[:, 1:], _lead(own, offset) - _lead(mean, offset))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nopos.errors import AnalysisError
 from nopos.methods.activation_patching import mean_activation, with_norms_of
-from nopos.methods.activations import OtherTokens, Tokens, require_count
+from nopos.methods.activations import OtherTokens, Tokens, centred, require_count
 from nopos.methods.interventions import Effect, effect_of
 from nopos.model.data import generator
 from nopos.model.hook_points import hook_point
@@ -25,8 +25,8 @@ Codes = Float[Tensor, "pos width"]
 
 
 def position_codes(model: NoPosTransformer, tokens: Tokens, *, layer: int = 0) -> Codes:
-    """The mean residual that a layer leaves at each position."""
-    return mean_activation(model, tokens, hook_point=hook_point(layer, "resid_post"))
+    """The mean residual that a layer leaves at each position, as later layers can read it."""
+    return centred(mean_activation(model, tokens, hook_point=hook_point(layer, "resid_post")))
 
 
 def centred_codes(codes: Codes) -> Float[Tensor, "pos_after_BOS width"]:
@@ -97,9 +97,9 @@ def effect_of_noise_in_the_plane(
     What `effect_of_directions` is to be held against, two directions being kept (Makelov and others, 2023).
     """
     codes = position_codes(model, other_tokens, layer=layer)
-    plane, centred = principal_directions(codes)[:PLANE], centred_codes(codes)
-    outside = centred - _along(centred, plane)
-    noise = _along(torch.randn(centred.shape, generator=generator("noise in the plane", 0)).to(centred), plane)
+    plane, from_mean = principal_directions(codes)[:PLANE], centred_codes(codes)
+    outside = from_mean - _along(from_mean, plane)
+    noise = _along(torch.randn(from_mean.shape, generator=generator("noise in the plane", 0)).to(from_mean), plane)
     added = with_norms_of(noise, outside)
     return _effect_of_adding(model, tokens, added, hook_point(layer, "resid_post"), target_offset)
 
@@ -126,11 +126,11 @@ def effect_of_keeping_neurons(
     require_count("count", count, at_most=model.config.d_mlp)
     post = hook_point(layer, "mlp.post")
     plane = principal_directions(position_codes(model, other_tokens, layer=layer))[:PLANE]
-    centred = centred_codes(mean_activation(model, other_tokens, hook_point=post))
-    written = centred.pow(2).mean(dim=0).sqrt() * (model.block(layer).mlp.W_out @ plane.T).norm(dim=-1)
+    by_position = centred_codes(mean_activation(model, other_tokens, hook_point=post))
+    written = by_position.pow(2).mean(dim=0).sqrt() * (model.block(layer).mlp.W_out @ plane.T).norm(dim=-1)
     frozen = written.argsort(descending=True)[count:]
-    added = torch.zeros_like(centred)
-    added[:, frozen] = -centred[:, frozen]
+    added = torch.zeros_like(by_position)
+    added[:, frozen] = -by_position[:, frozen]
     return _effect_of_adding(model, tokens, added, post, target_offset)
 
 

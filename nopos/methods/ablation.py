@@ -19,7 +19,8 @@ from torch import Tensor
 
 from nopos.errors import AnalysisError, require_one_of
 from nopos.methods.activations import OtherTokens, Tokens, require_as_many
-from nopos.methods.interventions import Effect, effects
+from nopos.methods.interventions import Edit, Effect, effects, logits_with
+from nopos.model.data import mean_loss
 from nopos.model.transformer import NoPosTransformer, permitted_keys
 
 Kind = Literal["zero", "per_position_mean", "global_mean", "resample"]
@@ -80,6 +81,18 @@ def replacement_for(
 
 
 @torch.no_grad()
+def ablation_losses(
+    model: NoPosTransformer, tokens: Tokens, *, other_tokens: OtherTokens, kind: Kind, hook_points: Sequence[str]
+) -> dict[str, float]:
+    """Loss in nats on the previous token with the activation at each hook point ablated: the notebook's table.
+
+    The arguments are those of `ablated`.
+    """
+    edits = _edits(model, tokens, other_tokens, kind, hook_points)
+    return {name: mean_loss(logits_with(model, tokens, {name: edit}), tokens).item() for name, edit in edits}
+
+
+@torch.no_grad()
 def ablated(
     model: NoPosTransformer,
     tokens: Tokens,
@@ -97,12 +110,18 @@ def ablated(
             they replace.
         target_offset: how many positions back the token lies that the model is to predict.
     """
+    edits = _edits(model, tokens, other_tokens, kind, hook_points)
+    return dict(zip(hook_points, effects(model, tokens, edits, target_offset=target_offset), strict=True))
+
+
+def _edits(
+    model: NoPosTransformer, tokens: Tokens, other_tokens: OtherTokens, kind: Kind, hook_points: Sequence[str]
+) -> list[tuple[str, Edit]]:
     require_as_many(other_tokens, tokens)
     cache = model.activations(other_tokens, hook_points)
     permitted = permitted_keys(model.config, other_tokens.shape[-1])
     replacements = {name: replacement_for(name, cache[name], kind, permitted)[: len(tokens)] for name in hook_points}
-    edits = [(name, _constant(replacement)) for name, replacement in replacements.items()]
-    return dict(zip(hook_points, effects(model, tokens, edits, target_offset=target_offset), strict=True))
+    return [(name, _constant(replacement)) for name, replacement in replacements.items()]
 
 
 def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:

@@ -13,9 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nopos.errors import AnalysisError
-from nopos.methods.activations import OtherTokens, Tokens, activation, require_as_many, require_offset
+from nopos.methods.activations import OtherTokens, Tokens, activation, centred, require_as_many, require_offset
 from nopos.methods.interventions import logits_with
-from nopos.model.data import generator, per_token_loss
+from nopos.methods.metrics import largest
+from nopos.model.data import generator
 from nopos.model.hook_points import hook_point as hook_point_of
 from nopos.model.transformer import NoPosTransformer
 
@@ -28,7 +29,7 @@ MeanActivation = Float[Tensor, "pos width"]
 
 @dataclass(frozen=True)
 class Answers:
-    """Mean loss in nats on the tokens at the two offsets, at the patched queries."""
+    """Shares of the patched queries that answer with the token at either offset."""
 
     near: float
     far: float
@@ -59,9 +60,9 @@ def swap_means(means: MeanActivation, queries: Int[Tensor, " query"], offsets: t
 
 
 def random_directions(added: Float[Tensor, "pos width"], rng: torch.Generator) -> Float[Tensor, "pos width"]:
-    """Directions drawn anew at each position, of the same norms."""
-    noise = torch.randn(added.shape, generator=rng).to(added)
-    return with_norms_of(noise, added)
+    """Directions in the residual stream drawn anew at each position, of the same norms to all that reads them."""
+    noise = centred(torch.randn(added.shape, generator=rng).to(added))
+    return with_norms_of(noise, centred(added))
 
 
 def with_norms_of(
@@ -74,10 +75,9 @@ def with_norms_of(
 def answers_at(
     logits: Float[Tensor, "batch pos d_vocab"], tokens: Tokens, queries: Int[Tensor, " query"], offsets: tuple[int, int]
 ) -> Answers:
-    """The answers of some queries, about the tokens at two offsets before each."""
-    near, far = (
-        per_token_loss(logits, tokens, target_offset=offset)[:, queries - offset].mean().item() for offset in offsets
-    )
+    """The answers of some queries: how often they are the tokens at two offsets before each."""
+    answers = largest(logits[:, queries])
+    near, far = ((answers == tokens[:, queries - offset]).float().mean().item() for offset in offsets)
     return Answers(near, far)
 
 
@@ -89,7 +89,7 @@ def effect_of_swapping_means(
 
     Args:
         other_tokens: what the means are taken over.
-        hook_point: with an activation [batch pos width].
+        hook_point: of the residual stream.
         offsets: how far before each query the two positions lie, the nearer first.
 
     Raises:

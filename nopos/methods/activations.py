@@ -22,6 +22,14 @@ def activation(model: NoPosTransformer, tokens: Tokens, hook_point: str) -> Floa
     return model.activations(tokens, [hook_point])[hook_point]
 
 
+def centred(written: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+    """What is written to the residual stream, less its mean over d_model, which every LayerNorm subtracts.
+
+    The rest is what any later part of the model can read: without it a direction that nothing sees would be measured.
+    """
+    return written - written.mean(dim=-1, keepdim=True)
+
+
 def require_offset(offset: int, tokens: Tokens) -> None:
     """Raise AnalysisError unless some position lies so many before another."""
     if not 0 <= offset < tokens.shape[-1]:

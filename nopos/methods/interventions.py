@@ -17,7 +17,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from nopos.methods.activations import Tokens, activation
-from nopos.methods.metrics import Readout, answers_changed, per_token_kl, readout
+from nopos.methods.metrics import by_tenth, logits_changed, readout
 from nopos.model.hook_points import EMBED, POS_EMBED, hook_point, layer_of, stop_after
 from nopos.model.transformer import NoPosTransformer
 
@@ -28,19 +28,26 @@ NO_EDITS: Mapping[str, Edit] = {}
 
 @dataclass(frozen=True)
 class Effect:
-    """What an edit does to a model's answers, on average over all positions with something to predict."""
+    """What an edit does to a model's answers, over all positions with something to predict."""
 
-    loss: float
-    """With the edit, in nats."""
-    nats_added: float
-    """Loss with the edit less the loss without; negative where the edit helps."""
-    kl: float
-    """KL divergence in nats of the answer without the edit from the answer with it, token by token: never negative."""
-    logit_difference_lost: float
-    """By which share of its lead over the current token's logit the right token's falls: 1 where no lead is left, more
-    where the current token's is the larger; 0 of a model in which it does not lead."""
-    answers_changed: float
-    """Share of positions whose largest logit is another token's: blind to how sure the model is of its answers."""
+    changed_by_position: Float[Tensor, " predicted"]
+    """Share of sequences in which the largest logit is another token's: blind to how sure the answers are."""
+    pos: int
+    """Positions of the context, those with nothing to predict too."""
+    answers_lost: float
+    """Share of answers that are right without the edit and wrong with it."""
+    logits_changed: float
+    """By which share of themselves; see `logits_changed`."""
+
+    @property
+    def answers_changed(self) -> float:
+        """Share of all positions whose largest logit is another token's."""
+        return self.changed_by_position.mean().item()
+
+    @property
+    def changed_by_tenth(self) -> Float[Tensor, tenth]:
+        """The same in each tenth of the context."""
+        return by_tenth(self.changed_by_position, pos=self.pos)
 
 
 @runtime_checkable
@@ -90,6 +97,20 @@ def activation_with(
     return kept[0]
 
 
+def effect_of_edits(
+    model: NoPosTransformer, tokens: Tokens, edits: Mapping[str, Edit], *, target_offset: int = 1
+) -> Effect:
+    """The effect of several edits made at once."""
+    before = model.of_logits(tokens, readout, target_offset)
+    after = readout(logits_with(model, tokens, edits), tokens, target_offset)
+    return Effect(
+        changed_by_position=(before.largest != after.largest).float().mean(dim=0),
+        pos=tokens.shape[-1],
+        answers_lost=(before.right & ~after.right).float().mean().item(),
+        logits_changed=logits_changed(before, after),
+    )
+
+
 @torch.no_grad()
 def effects(
     model: NoPosTransformer, tokens: Tokens, edits: Iterable[tuple[str, Edit]], *, target_offset: int = 1
@@ -99,11 +120,7 @@ def effects(
     Args:
         target_offset: how many positions back the token lies that the model is to predict.
     """
-    before = model.of_logits(tokens, readout, target_offset)
-    return [
-        _effect(before, readout(logits_with(model, tokens, {name: edit}), tokens, target_offset))
-        for name, edit in edits
-    ]
+    return [effect_of_edits(model, tokens, {name: edit}, target_offset=target_offset) for name, edit in edits]
 
 
 def effect_of(
@@ -112,20 +129,6 @@ def effect_of(
     """The effect of one edit; see `effects`."""
     (effect,) = effects(model, tokens, [(hook_point, edit)], target_offset=target_offset)
     return effect
-
-
-def _effect(before: Readout, after: Readout) -> Effect:
-    return Effect(
-        loss=after.loss,
-        nats_added=after.loss - before.loss,
-        kl=per_token_kl(before, after).mean().item(),
-        logit_difference_lost=_share_lost(before.logit_difference, after.logit_difference),
-        answers_changed=answers_changed(before, after),
-    )
-
-
-def _share_lost(before: float, after: float) -> float:
-    return (before - after) / before if before > 0 else 0.0
 
 
 def _run(

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nopos.errors import AnalysisError
-from nopos.methods.activations import Tokens, activation
+from nopos.methods.activations import Tokens, activation, centred
 from nopos.model.hook_points import hook_point
 from nopos.model.transformer import NoPosTransformer
 
@@ -24,7 +24,9 @@ class Activations:
     share_active: Float[Tensor, "pos neuron"]
     """Of the sequences, those in which the neuron is above zero."""
     share_by_position: float
-    """Of the variance over sequences and positions, summed over neurons, that between positions; 0 if none varies."""
+    """Of the variance of what neurons write, over sequences and positions and summed over neurons, that between
+    positions; 0 if none varies. Each is weighted by what the rest of the model can read of it, whatever its own scale.
+    """
 
 
 @torch.no_grad()
@@ -38,8 +40,9 @@ def mlp_activations(model: NoPosTransformer, tokens: Tokens, *, layer: int, sequ
         raise AnalysisError(f"sequence is {sequence}; there are {len(tokens)}, from 0 on")
     post = activation(model, tokens, hook_point(layer, "mlp.post"))
     mean = post.mean(dim=0)
-    between_positions = mean[1:].var(dim=0, correction=0).sum()
-    total = post[:, 1:].flatten(0, 1).var(dim=0, correction=0).sum()
+    weight = centred(model.block(layer).mlp.W_out).pow(2).sum(dim=-1)  # [neuron]
+    between_positions = (mean[1:].var(dim=0, correction=0) * weight).sum()
+    total = (post[:, 1:].flatten(0, 1).var(dim=0, correction=0) * weight).sum()
     return Activations(
         of_one_sequence=post[sequence],
         mean=mean,

@@ -13,7 +13,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from nopos.errors import AnalysisError
-from nopos.methods.activations import OtherTokens, Tokens, activation
+from nopos.methods.activations import OtherTokens, Tokens, activation, centred
 from nopos.model.data import generator
 from nopos.model.transformer import NoPosTransformer
 
@@ -41,7 +41,7 @@ def position_r2(
     """R² on `tokens` of a linear probe for the position, fitted on `other_tokens`, from position 1 on.
 
     Args:
-        hook_point: with an activation [batch pos d_model].
+        hook_point: of what is written to the residual stream, [batch pos d_model].
         control_task: ask for a fixed random order of the positions instead.
     """
     positions = torch.arange(tokens.shape[-1], dtype=torch.float64)
@@ -70,7 +70,7 @@ def _after_bos(
     read = activation(model, tokens, hook_point)
     if read.ndim != 3:
         raise AnalysisError(f"{hook_point} is {list(read.shape)}; a probe reads [batch pos d_model]")
-    return read[:, 1:].double()
+    return centred(read[:, 1:].double())
 
 
 def _with_intercept(features: Float[Tensor, "sample feature"]) -> Float[Tensor, "sample feature_and_one"]:

@@ -5,7 +5,7 @@ scipy.stats takes most of a second to import, so it is imported where it is used
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,26 +51,17 @@ def interval(k: int, n: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def kendall_tau(first: Mapping[str, float], second: Mapping[str, float]) -> float:
-    """Kendall's tau-b of two rankings of the same names: 1 when they agree, -1 when one is the other reversed.
+def share_above(first: Sequence[float], second: Sequence[float]) -> float:
+    """Share of pairs of which the value of the first is the larger, equal ones counting half (Mann, Whitney 1947)."""
+    from scipy.stats import mannwhitneyu
 
-    It is 0 where one of them ranks nothing, all its values being the same.
-    """
-    from scipy.stats import kendalltau
-
-    a, b = (torch.tensor([ranking[name] for name in first], dtype=torch.float64) for ranking in (first, second))
-    return 0.0 if _constant(a) or _constant(b) else float(kendalltau(a.numpy(), b.numpy()).statistic)
+    return float(mannwhitneyu(first, second).statistic) / (len(first) * len(second))
 
 
 def slope(values: Float[Tensor, "*shape"], on: Float[Tensor, "*shape"]) -> float:
     """The factor by which `on` comes nearest to `values` by least squares, without intercept; 0 where `on` is 0."""
-    return slopes(values.flatten(), on=on.flatten()).item()
-
-
-def slopes(values: Float[Tensor, "*row value"], on: Float[Tensor, "*row value"]) -> Float[Tensor, "*row"]:
-    """The same of each row by itself."""
-    there = on.pow(2).sum(dim=-1)
-    return torch.where(there > 0, (values * on).sum(dim=-1) / there, 0.0)
+    there = on.pow(2).sum()
+    return ((values * on).sum() / there).item() if there > 0 else 0.0
 
 
 def share_explained(predicted: Float[Tensor, "*#shape"], observed: Float[Tensor, "*#shape"]) -> float:

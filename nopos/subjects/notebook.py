@@ -34,3 +34,9 @@ def training_losses() -> dict[int, float]:
 def ablation_losses() -> dict[str, float]:
     """Loss in nats with each hook point's activation replaced by its per-position mean, the rows printed (step 7)."""
     return dict(_printed()["per_position_mean_ablation"])
+
+
+def critical_and_harmless() -> tuple[list[str], list[str]]:
+    """The hook points whose printed ablation costs over a nat, and those for which it costs under a tenth of one."""
+    losses = ablation_losses()
+    return [name for name, loss in losses.items() if loss > 1], [name for name, loss in losses.items() if loss < 0.1]

@@ -21,8 +21,8 @@ from nopos.subjects.model_subject import ModelSubject
 from nopos.subjects.task import Task
 from nopos.subjects.tensor_state import Kind, same_tensors
 
-SOLVED = 0.1
-"""Nats of held-out loss under which a model solves its task, however it does so; guessing costs 5.6."""
+SOLVED = 0.99
+"""Share of held-out answers that are right above which a model solves its task, however it does so."""
 
 ANALYSED_SEQUENCES = 64
 """Of 50 tokens each: 3,136 predictions, on which an ablation takes a fiftieth of a second."""
@@ -73,7 +73,7 @@ class Subject(ModelSubject):
                 model.add_perma_hook(hook_point, as_hook(edit))
             model.remember(tokens["tokens"], tokens["other_tokens"])
         data = {**tokens, "target_offset": self._task.target_offset}
-        super().__init__(name, models, data, solves_the_task=lambda: self.loss < SOLVED)
+        super().__init__(name, models, data, solves_the_task=lambda: self.accuracy > SOLVED)
 
     @property
     def config(self) -> ModelConfig:
@@ -114,6 +114,11 @@ class Subject(ModelSubject):
     def loss(self) -> float:
         """Held-out loss on the subject's own task, in nats, over more sequences than `tokens` has."""
         return self.run(_held_out, task=self._task)[0]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of held-out positions at which the answer is right, on the subject's own task."""
+        return self.run(_held_out, task=self._task)[1]
 
     def loss_at(self, offset: int) -> float:
         """Held-out loss in nats on the token so many positions back, whatever the subject was trained for."""

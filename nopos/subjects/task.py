@@ -23,6 +23,8 @@ class Task:
     """Whether sequences begin with BOS."""
     shuffled_targets: bool = False
     """Whether each sequence is asked for the tokens of another."""
+    certain: bool = True
+    """Whether the token to predict is all that was asked for: no smoothed labels, no noise among the targets."""
 
     @classmethod
     def of(cls, train: TrainConfig | None) -> Task:
@@ -33,6 +35,7 @@ class Task:
             target_offset=train.target_offset,
             incl_bos_token=train.incl_bos_token,
             shuffled_targets=train.shuffled_targets,
+            certain=train.label_smoothing == 0 and train.target_noise == 0,
         )
 
     def held_out_tokens(self, config: ModelConfig, sequences: int, *, stream: int = 0) -> Int[Tensor, "batch pos"]:

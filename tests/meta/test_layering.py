@@ -30,7 +30,10 @@ ROOMS = (
     "cli",
 )
 MAY_IMPORT_CLAIMS = {"claims", "subjects", "populations", "verify", "cli"}
-STAGES = ("count", "layer_0_table", "position_code", "decoded_position", "kernel", "kernel_interventions", "decode")
+STAGES = (
+    *("count", "layer_0_table", "position_code", "reading", "decoded_position"),
+    *("kernel", "kernel_interventions", "decode", "program"),
+)
 
 
 def modules() -> list[Path]:

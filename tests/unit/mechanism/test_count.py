@@ -19,7 +19,7 @@ from nopos.mechanism.count import (
     true_counts,
 )
 from nopos.methods.circuits import qk_circuit
-from nopos.methods.metrics import per_token_kl, readout
+from nopos.methods.metrics import logits_changed, readout
 from nopos.model.data import held_out_tokens
 from nopos.model.transformer import NoPosTransformer
 from tests.support.micro import folded_of
@@ -89,7 +89,7 @@ def test_the_law_is_exact_where_all_other_keys_are_alike(law_model, tokens):
     a = dilution(folded)[0, 1:]
     assert (a.max() / a.min()).item() > 1.1
     assert error_of_the_law(law_model, tokens, folded=folded) < 1e-5
-    assert effect_of_the_law(law_model, tokens, folded=folded).kl == pytest.approx(0, abs=1e-6)
+    assert effect_of_the_law(law_model, tokens, folded=folded).logits_changed == pytest.approx(0, abs=1e-6)
 
 
 def test_one_dilution_for_all_is_the_median_tokens(law_model, tokens):
@@ -98,8 +98,9 @@ def test_one_dilution_for_all_is_the_median_tokens(law_model, tokens):
     median = dilution(folded)[0, 1:].median().float().expand(8, 1, 26)
     pattern = pattern_of_counts(median, true_counts(tokens))
     edited = law_model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_pattern", lambda t, hook: pattern)])
-    expected = per_token_kl(readout(law_model(tokens), tokens), readout(edited, tokens)).mean().item()
-    assert effect_of_the_law(law_model, tokens, folded=folded, one_for_all=True).kl == pytest.approx(expected, rel=1e-4)
+    expected = logits_changed(readout(law_model(tokens), tokens), readout(edited, tokens))
+    effect = effect_of_the_law(law_model, tokens, folded=folded, one_for_all=True)
+    assert effect.logits_changed == pytest.approx(expected, rel=1e-4)
     assert expected > 1e-4
 
 
@@ -124,8 +125,8 @@ def test_values_that_are_alike_can_be_averaged_and_that_of_BOS_cannot(law_model,
         effect_of_averaging_values(law_model, tokens, other_tokens=other_tokens, keys=keys)
         for keys in ("others", "BOS")
     )
-    assert others.kl == pytest.approx(0, abs=1e-6)
-    assert bos.kl > 1e-4
+    assert others.logits_changed == pytest.approx(0, abs=1e-6)
+    assert bos.logits_changed > 1e-4
 
 
 @pytest.mark.parametrize(("keys", "replaced"), [("BOS", slice(0, 1)), ("others", slice(1, None))])
@@ -140,9 +141,9 @@ def test_an_averaged_value_is_the_mean_of_the_other_tokens(micro, noisy, keys, r
         return v
 
     edited = model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_v", average)])
-    expected = per_token_kl(readout(model(tokens), tokens), readout(edited, tokens)).mean().item()
+    expected = logits_changed(readout(model(tokens), tokens), readout(edited, tokens))
     effect = effect_of_averaging_values(model, tokens, other_tokens=other_tokens, keys=keys)
-    assert effect.kl == pytest.approx(expected, rel=1e-4)
+    assert effect.logits_changed == pytest.approx(expected, rel=1e-4)
     assert expected > 1e-4
 
 
@@ -160,8 +161,9 @@ def test_the_parts_of_the_law_by_hand(micro, noisy):
         edited = model.run_with_hooks(
             tokens, fwd_hooks=[("blocks.0.attn.hook_pattern", lambda t, hook, new=joined: new)]
         )
-        expected = per_token_kl(readout(model(tokens), tokens), readout(edited, tokens)).mean().item()
-        assert effect_of_the_law(model, tokens, folded=folded, part=part).kl == pytest.approx(expected, rel=1e-3)
+        expected = logits_changed(readout(model(tokens), tokens), readout(edited, tokens))
+        effect = effect_of_the_law(model, tokens, folded=folded, part=part)
+        assert effect.logits_changed == pytest.approx(expected, rel=1e-3)
         assert expected > 1e-5
 
 

@@ -5,21 +5,13 @@ import torch
 
 from nopos.errors import AnalysisError
 from nopos.mechanism.decode import (
-    contributions,
     current_token_wins,
-    effect_of_silencing_neurons,
-    neurons_for_half,
     written_of_tokens,
     written_per_weight,
 )
-from nopos.methods.attribution import direct_logit_attribution
-from nopos.methods.metrics import per_token_kl, readout
 from nopos.model.data import held_out_tokens
-from nopos.model.hook_points import hook_point
 from nopos.model.transformer import NoPosTransformer
 from tests.support.micro import folded_of
-
-NEURONS_1 = hook_point(1, "mlp.post")
 
 
 @pytest.fixture
@@ -49,7 +41,8 @@ def share_won(logits, tokens):
 
 def test_what_is_written_of_a_token_is_its_mean_over_the_mean_of_all(model, other_tokens):
     written = written_of_tokens(model, other_tokens)
-    out = model.run_with_cache(other_tokens)[1]["blocks.0.hook_mlp_out"]
+    cache = model.run_with_cache(other_tokens)[1]
+    out = cache["hook_embed"] + cache["blocks.0.hook_mlp_out"]
     means = torch.stack([out[other_tokens == token].mean(dim=0) for token in range(7)])
     torch.testing.assert_close(written[3], means[3] - means[1:].mean(dim=0), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(written[1:].mean(dim=0), torch.zeros(8), atol=1e-5, rtol=0)
@@ -81,72 +74,22 @@ def test_only_the_reader_named_misses_what_was_written(model, tokens, other_toke
     assert observed == pytest.approx(share_won(logits(mid - taken, mid - taken), tokens))
 
 
-def test_a_model_whose_MLP_0_writes_nothing_of_tokens_misses_nothing(model, tokens, other_tokens):
+def test_what_is_written_by_some_components_is_of_these_alone(model, other_tokens):
+    names = ("hook_embed", "blocks.0.hook_mlp_out")
+    each = [written_of_tokens(model, other_tokens, components=(name,)) for name in names]
+    torch.testing.assert_close(sum(each), written_of_tokens(model, other_tokens))
+    assert not torch.allclose(*each)
+
+
+def test_a_model_whose_MLP_0_writes_nothing_of_tokens_misses_nothing_of_it(model, tokens, other_tokens):
     parameters = model.parameter_tensors()
     parameters["blocks.0.mlp.W_out"] = torch.zeros_like(parameters["blocks.0.mlp.W_out"])
     silent = NoPosTransformer(model.config, parameters)
     expected = share_won(silent(tokens), tokens)
     for reader in ("MLP 1", "unembedding", "both"):
-        assert current_token_wins(silent, tokens, other_tokens=other_tokens, reader=reader, own=True) == pytest.approx(
-            expected
-        )
-
-
-def test_contributions_are_what_MLP_1_adds_but_for_its_bias(model, tokens):
-    parameters = model.parameter_tensors()
-    parameters["blocks.1.mlp.b_out"] = torch.zeros_like(parameters["blocks.1.mlp.b_out"])
-    without_bias = NoPosTransformer(model.config, parameters)
-    expected = direct_logit_attribution(without_bias, tokens, offset=1)["blocks.1.hook_mlp_out"]
-    added = contributions(without_bias, tokens)
-    assert added.shape == (40, 5, 12)
-    torch.testing.assert_close(added.sum(dim=-1).mean(dim=0), expected, atol=1e-4, rtol=1e-4)
-
-
-def test_a_silent_neuron_contributes_nothing(model, tokens):
-    post = model.run_with_cache(tokens)[1][NEURONS_1][:, 1:]
-    assert (contributions(model, tokens)[post == 0] == 0).all()
-    assert (post == 0).any()
-
-
-def test_contributions_to_another_token_by_hand(model, tokens):
-    """The logits' linear part: a neuron's activation times its way to the token, over its way to the mean logit."""
-    wanted = tokens[:, :-1].roll(1, dims=0)
-    post, scale = (model.run_with_cache(tokens)[1][name] for name in (NEURONS_1, "ln_final.hook_scale"))
-    out = model.block(1).mlp.W_out[7] - model.block(1).mlp.W_out[7].mean()
-    ways = (out * model.ln_final.w) @ model.unembed.W_U
-    expected = post[3, 4, 7] / scale[3, 4, 0] * (ways[wanted[3, 3]] - ways.mean())
-    torch.testing.assert_close(contributions(model, tokens, wanted)[3, 3, 7], expected)
-
-
-def test_neurons_for_half_by_hand():
-    """Of what is added at all: what others take away does not count."""
-    added = torch.tensor([[8.0, 1.0, 1.0], [2.0, 2.0, 2.0], [1.0, 5.0, 4.9], [-9.0, 3.0, 4.0]])
-    assert neurons_for_half(added).tolist() == [1, 2, 2, 1]
-    assert neurons_for_half(added[0]).item() == 1
-
-
-def test_silencing_none_changes_nothing_and_all_is_the_zero_ablation(model, tokens):
-    none_left = model.run_with_hooks(tokens, fwd_hooks=[(NEURONS_1, lambda post, hook: _after_bos_zero(post))])
-    expected = per_token_kl(readout(model(tokens), tokens), readout(none_left, tokens)).mean().item()
-    for answer in ("right", "wrong"):
-        assert effect_of_silencing_neurons(model, tokens, count=0, answer=answer).kl == pytest.approx(0, abs=1e-7)
-        observed = effect_of_silencing_neurons(model, tokens, count=12, answer=answer).kl
-        assert observed == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.parametrize("answer", ["right", "wrong"])
-def test_the_neurons_that_add_most_to_that_token_are_silenced(model, tokens, answer):
-    wanted = tokens[:, :-1] if answer == "right" else torch.cat([tokens[-1:, :-1], tokens[:-1, :-1]])
-    most = contributions(model, tokens, wanted).argsort(dim=-1, descending=True)[..., :2]
-
-    def silence(post, hook):
-        post = post.clone()
-        post[:, 1:] = post[:, 1:].scatter(-1, most, 0.0)
-        return post
-
-    edited = model.run_with_hooks(tokens, fwd_hooks=[(NEURONS_1, silence)])
-    expected = per_token_kl(readout(model(tokens), tokens), readout(edited, tokens)).mean().item()
-    assert effect_of_silencing_neurons(model, tokens, count=2, answer=answer).kl == pytest.approx(expected, rel=1e-4)
+        options = {"other_tokens": other_tokens, "reader": reader, "own": True}
+        observed = current_token_wins(silent, tokens, components=("blocks.0.hook_mlp_out",), **options)
+        assert observed == pytest.approx(expected)
 
 
 def test_where_layer_1_reads_tokens_alone_it_writes_each_by_its_weight(law_model):
@@ -179,8 +122,6 @@ def test_where_layer_1_reads_tokens_alone_it_writes_each_by_its_weight(law_model
             lambda m, t: current_token_wins(m, t, other_tokens=t, reader="MLP", own=True),
             "reader is 'MLP'; it must be one",
         ),
-        (lambda m, t: effect_of_silencing_neurons(m, t, count=13, answer="right"), "count is 13; it is 0 to 12"),
-        (lambda m, t: effect_of_silencing_neurons(m, t, count=1, answer="both"), "answer is 'both'; it must be one of"),
         (
             lambda m, t: written_per_weight(m, t, other_tokens=t[:2], folded=folded_of(m), offsets=2),
             "must be at least as many",
@@ -191,9 +132,3 @@ def test_where_layer_1_reads_tokens_alone_it_writes_each_by_its_weight(law_model
 def test_what_there_is_not_is_one_clear_line(model, tokens, ask, message):
     with pytest.raises(AnalysisError, match=message):
         ask(model, tokens)
-
-
-def _after_bos_zero(post):
-    post = post.clone()
-    post[:, 1:] = 0
-    return post

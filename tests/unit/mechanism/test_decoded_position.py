@@ -11,6 +11,7 @@ from nopos.mechanism.decoded_position import (
     Positions,
     after_a_second_bos,
     answers_to_swapped_counts,
+    nearest_on,
     of_patched_counts,
     position_decoder,
     shift_by_dilution,
@@ -20,7 +21,7 @@ from nopos.mechanism.decoded_position import (
 )
 from nopos.methods.activation_patching import Answers
 from nopos.methods.attention import LATE
-from nopos.model.data import held_out_tokens, per_token_loss
+from nopos.model.data import held_out_tokens
 from nopos.model.transformer import NoPosTransformer
 from nopos.subjects.controls import reference
 from tests.support.micro import folded_of
@@ -49,6 +50,11 @@ def other_tokens(law_model):
     return held_out_tokens(law_model.config, 8, stream=1)
 
 
+def differing(observed, expected):
+    """Share of decoded positions that are not the same to a twentieth of a position."""
+    return ((observed - expected).abs() > 0.05).float().mean()
+
+
 def test_the_error_of_decoded_positions_by_hand():
     """Over sequences too: positions that are right in the mean alone are wrong."""
     assert Positions(predicted=torch.tensor([[1.0, 2.0]]), observed=torch.tensor([[4.0, 6.0]])).error == pytest.approx(
@@ -62,16 +68,28 @@ def test_a_position_is_decoded_as_itself_where_nothing_else_tells_positions_apar
     assert position_decoder(law_model, one).decode(law_model, one)[0].tolist() == list(range(26))
 
 
-def test_a_decoded_position_is_the_one_whose_mean_score_is_nearest(law_model, tokens, other_tokens):
+def test_the_nearest_point_of_a_curve_by_hand():
+    """On its pieces, at its corner, beyond either end."""
+    curve = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 2.0]])
+    points = torch.tensor([[[0.25, -3.0], [5.0, 0.5]], [[1.5, -0.5], [1.0, 9.0]], [[-4.0, 1.0], [0.0, 0.0]]])
+    torch.testing.assert_close(nearest_on(curve, points), torch.tensor([[0.25, 1.25], [1.0, 2.0], [0.0, 0.0]]))
+
+
+def test_a_decoded_position_is_where_the_scores_lie_nearest_to_the_curve_of_mean_keys(law_model, tokens, other_tokens):
+    """By the mean query of each late position, as near as any of a fine grid of points on the curve."""
     observed = position_decoder(law_model, other_tokens).decode(law_model, tokens)
     cache = law_model.run_with_cache(other_tokens)[1]
-    query = cache["blocks.1.attn.hook_q"][:, LATE:, 0].mean(dim=(0, 1))
-    mean_scores = (cache["blocks.1.attn.hook_k"][:, :, 0] @ query).mean(dim=0)
-    scores = law_model.run_with_cache(tokens)[1]["blocks.1.attn.hook_k"][:, :, 0] @ query
+    queries = cache["blocks.1.attn.hook_q"][:, LATE:, 0].mean(dim=0)
+    curve = cache["blocks.1.attn.hook_k"][:, 1:, 0].mean(dim=0) @ queries.T
+    scores = law_model.run_with_cache(tokens)[1]["blocks.1.attn.hook_k"][:, :, 0] @ queries.T
+    fractions = torch.linspace(0, 1, 101)[:, None]
+    fine = torch.cat([curve[one] + fractions * (curve[one + 1] - curve[one]) for one in range(24)])
     for batch in range(8):
-        for position in range(1, 26):
-            expected = 1 + min(range(25), key=lambda other: abs(scores[batch, position] - mean_scores[1 + other]))
-            assert observed[batch, position] == expected
+        below = observed[batch, 1:].floor().clamp_max(24).long()
+        fraction = (observed[batch, 1:] - below)[:, None]
+        at = curve[below - 1] + fraction * (curve[below] - curve[below - 1])
+        distance, least = (at - scores[batch, 1:]).norm(dim=-1), torch.cdist(scores[batch, 1:], fine).amin(dim=-1)
+        assert (distance <= least + 1e-3 * curve.norm(dim=-1).max()).all()
     assert (observed[:, 0] == 0).all()
 
 
@@ -115,9 +133,9 @@ def test_BOS_that_weighs_a_factor_is_as_a_dilution_larger_by_it(law_model, token
     expected = position_decoder(law_model, other_tokens).decode(law_model, tokens, {PATTERN: lambda _: heavier})
     weighted = with_bos_weighted(law_model, tokens, other_tokens=other_tokens, factor=factor)
     assert weighted.predicted[0].tolist() == [position / factor for position in asked]
-    assert (weighted.observed != expected[:, list(asked)]).float().mean() < 0.03  # ties within rounding
+    assert differing(weighted.observed, expected[:, list(asked)]) < 0.03  # two pieces as near within rounding
     plain = position_decoder(law_model, other_tokens).decode(law_model, tokens)[:, list(asked)]
-    assert factor == 1 or (weighted.observed != plain).float().mean() > 0.2
+    assert factor == 1 or differing(weighted.observed, plain) > 0.2
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, 0.01, 26.0, float("nan")])
@@ -141,7 +159,7 @@ def test_the_key_of_BOS_elsewhere_dilutes_the_value_of_BOS_as_predicted(law_mode
             for row, n, d in zip(tokens, counts, a, strict=True)
         ]
     )
-    assert (elsewhere.observed != expected[:, 1:]).float().mean() < 0.03
+    assert differing(elsewhere.observed, expected[:, 1:]) < 0.03
 
 
 def test_averaged_values_leave_positions_where_they_are_alike_and_that_of_BOS_does_not(law_model, tokens, other_tokens):
@@ -149,12 +167,11 @@ def test_averaged_values_leave_positions_where_they_are_alike_and_that_of_BOS_do
     others, bos = (
         with_values_averaged(law_model, tokens, other_tokens=other_tokens, keys=keys) for keys in ("others", "BOS")
     )
-    assert (others.observed != plain).float().mean() < 0.03
-    assert (bos.observed != plain).float().mean() > 0.2
+    assert differing(others.observed, plain) < 0.03
+    assert differing(bos.observed, plain) > 0.2
     assert others.predicted[0].tolist() == list(range(1, 26))
-    assert (
-        bos.observed[tokens[:, 1:] == 3].unique().numel() == 1
-    )  # without a count nothing but the token tells positions apart
+    of_one_token = bos.observed[tokens[:, 1:] == 3]
+    assert of_one_token.max() - of_one_token.min() < 1e-3  # without a count nothing but the token tells positions apart
 
 
 def test_a_patched_count_replaces_the_true_one_in_every_position(law_model, tokens, other_tokens):
@@ -179,7 +196,7 @@ def test_counts_of_no_position_are_one_clear_line(law_model, tokens, counts):
 def test_counts_mean_nothing_to_a_model_whose_layer_0_writes_nothing_of_them(without_count, tokens):
     folded = folded_of(without_count)
     observed = of_patched_counts(without_count, tokens, other_tokens=tokens, folded=folded, counts=(3, 20)).observed
-    assert torch.equal(observed[:, :16], observed[:, 16:])
+    torch.testing.assert_close(observed[:, :16], observed[:, 16:], atol=1e-3, rtol=0)
     before, swapped = answers_to_swapped_counts(without_count, tokens, folded=folded, offsets=(1, 2))
     assert (before.near, before.far) == pytest.approx((swapped.near, swapped.far), abs=1e-5)
 
@@ -240,7 +257,13 @@ def test_swapped_counts_by_hand(law_model, tokens):
     for given_counts in (counts, swapped):
         pattern = pattern_of_counts(dilution_of_queries(folded, tokens), given_counts)
         logits = law_model.run_with_hooks(tokens, fwd_hooks=[(PATTERN, lambda t, hook, p=pattern: p)])
-        losses = [per_token_loss(logits, tokens, target_offset=k)[:, queries - k].mean().item() for k in (1, 2)]
-        expected.append(Answers(*losses))
+        answers = logits.argmax(-1)[:, queries]
+        expected.append(Answers(*((answers == tokens[:, queries - k]).float().mean().item() for k in (1, 2))))
     assert answers_to_swapped_counts(law_model, tokens, folded=folded, offsets=(1, 2)) == tuple(expected)
-    assert expected[0] != expected[1]
+
+
+def test_the_reference_model_follows_swapped_counts(good):
+    before, swapped = answers_to_swapped_counts(good.model, good.tokens, folded=good.folded, offsets=(1, 2))
+    assert before.near > 0.95
+    assert before.far < 0.05
+    assert swapped.far > 0.5

@@ -6,7 +6,6 @@ import torch
 from nopos.errors import AnalysisError
 from nopos.mechanism.kernel import (
     effect_of_scores_from_weights,
-    match_with_own_token,
     near,
     score_falls,
     score_shares,
@@ -16,7 +15,7 @@ from nopos.mechanism.kernel import (
 )
 from nopos.mechanism.layer_0_table import residual_table
 from nopos.methods.attention import LATE
-from nopos.methods.metrics import per_token_kl, readout
+from nopos.methods.metrics import logits_changed, readout
 from nopos.methods.statistics import relative_range
 from nopos.model.data import held_out_tokens
 from tests.support.micro import folded_of, with_layer_1_attention
@@ -81,35 +80,17 @@ def test_falls_by_hand(law_model, tokens):
         torch.testing.assert_close(falls.of_scores[number], expected, atol=1e-5, rtol=1e-4)
         expected = (keys[query - 1] - keys[query - 5]) / 4
         torch.testing.assert_close(falls.of_keys[number], expected, atol=1e-5, rtol=1e-4)
-        row = torch.arange(query - 5, query)
-        by, of = keys[row] - keys[row].mean(), scores[query, row] - scores[query, row].mean()
-        torch.testing.assert_close(falls.gain[number], (by * of).sum() / (by * by).sum(), atol=1e-4, rtol=1e-3)
 
 
-def test_one_query_for_all_has_a_gain_of_one(law_model, tokens):
+def test_asked_by_one_query_keys_fall_as_scores_do(law_model, tokens):
     """Without W_Q every query is b_Q."""
     falls = score_falls(with_layer_1_attention(law_model, W_Q=0.0), tokens)
     torch.testing.assert_close(falls.of_scores, falls.of_keys, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(falls.gain, torch.ones(16), atol=1e-4, rtol=0)
 
 
-def test_a_model_without_scores_has_no_falls_and_its_gain_does_not_grow(law_model, tokens):
+def test_a_model_without_scores_has_no_falls(law_model, tokens):
     falls = score_falls(with_layer_1_attention(law_model, W_K=0.0, b_K=0.0), tokens)
-    assert relative_range(falls.of_scores) == relative_range(falls.of_keys) == falls.growth == 0
-
-
-def test_the_match_is_the_covariance_of_query_and_key_in_one_position(law_model, tokens):
-    cache = law_model.run_with_cache(tokens)[1]
-    q, k = cache[Q][:, :, 0], cache[K][:, :, 0]
-
-    def covariance(query, key):
-        return ((q[:, query] * k[:, key]).sum(-1).mean() - q[:, query].mean(0) @ k[:, key].mean(0)) / 2
-
-    positions = range(LATE, 26)
-    own = sum(covariance(i, i) for i in positions) / len(positions)
-    others = sum(covariance(i, i - offset) for i in positions for offset in range(1, 6)) / (5 * len(positions))
-    assert match_with_own_token(law_model, tokens) == pytest.approx((own - others).item(), rel=1e-3, abs=1e-5)
-    assert match_with_own_token(with_layer_1_attention(law_model, W_Q=0.0), tokens) == pytest.approx(0, abs=1e-5)
+    assert relative_range(falls.of_scores) == relative_range(falls.of_keys) == 0
 
 
 def test_where_the_law_is_exact_the_scores_from_weights_are_the_mean_scores(law_model, every_token):
@@ -135,8 +116,8 @@ def test_scores_from_weights_replace_scores(law_model, tokens):
         edited = law_model.run_with_hooks(
             tokens, fwd_hooks=[(SCORES, lambda old, hook, new=scores: new.expand_as(old))]
         )
-        expected = per_token_kl(readout(law_model(tokens), tokens), readout(edited, tokens)).mean().item()
-        observed = effect_of_scores_from_weights(law_model, tokens, folded=folded, own_token=own_token).kl
+        expected = logits_changed(readout(law_model(tokens), tokens), readout(edited, tokens))
+        observed = effect_of_scores_from_weights(law_model, tokens, folded=folded, own_token=own_token).logits_changed
         assert observed == pytest.approx(expected, rel=1e-4)
         assert expected > 1e-6
 
@@ -151,7 +132,7 @@ def test_the_weights_explain_all_where_it_is_exact_and_little_of_another_models_
     assert share_explained_by_weights(plain, every_token, folded=folded_of(backwards)) == 0
 
 
-@pytest.mark.parametrize("ask", [score_shares, score_falls, match_with_own_token])
+@pytest.mark.parametrize("ask", [score_shares, score_falls])
 def test_sequences_without_late_queries_are_one_clear_line(law_model, tokens, ask):
     with pytest.raises(AnalysisError, match="sequences have 10 positions; this analysis needs at least 11"):
         ask(law_model, tokens[:, :10])
@@ -160,7 +141,7 @@ def test_sequences_without_late_queries_are_one_clear_line(law_model, tokens, as
 def test_the_law_is_asked_for_as_many_positions_as_there_are(law_model, tokens):
     short = tokens[:, :20]
     folded = folded_of(law_model)
-    assert effect_of_scores_from_weights(law_model, short, folded=folded).kl > 0
+    assert effect_of_scores_from_weights(law_model, short, folded=folded).logits_changed > 0
     assert 0 <= share_explained_by_weights(law_model, short, folded=folded) <= 1
 
 

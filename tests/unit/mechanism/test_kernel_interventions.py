@@ -62,7 +62,11 @@ def test_tilts_by_hand(law_model, tokens):
     for batch in (0, 5):
         for position in range(2, 26):
             answer = tokens[batch, position - 1]
-            harm = edited[batch, position].log_softmax(-1)[answer] - plain[batch, position].log_softmax(-1)[answer]
+            others = torch.arange(plain.shape[-1]) != answer
+            with_mean, with_own = (
+                logits[batch, position, answer] - logits[batch, position, others].max() for logits in (edited, plain)
+            )
+            harm = with_mean - with_own
             row, usual = own[batch, 0, position], mean[0, position]
             tilt = (row[position - 1] / row[position - 2]).log() - (usual[position - 1] / usual[position - 2]).log()
             torch.testing.assert_close(observed.harm[batch, position - 2], harm, atol=1e-5, rtol=1e-3)
@@ -70,7 +74,7 @@ def test_tilts_by_hand(law_model, tokens):
 
 
 def test_the_share_of_harm_by_hand():
-    """The two answers that are tilted most from the previous token bear three of the four nats of harm."""
+    """The two answers that are tilted most from the previous token bear three of the four logits of harm."""
     harmed = Tilts(harm=torch.tensor([[2.0, 1.5, 1.0, -0.5]]), tilt=torch.tensor([[-3.0, 2.0, -1.0, 5.0]]))
     assert harmed.share_of_harm_tilted_away == 0.75
     assert Tilts(harm=torch.zeros(1, 4), tilt=torch.zeros(1, 4)).share_of_harm_tilted_away == 0

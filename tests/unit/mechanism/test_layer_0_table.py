@@ -20,6 +20,6 @@ def test_where_the_law_is_exact_layer_0_is_its_table(n_heads):
     assert table.shape == (7, 26, 8)
     observed = folded.run_with_cache(tokens)[1][hook_point(0, "resid_post")]
     torch.testing.assert_close(observed, table[tokens, torch.arange(26)])
-    assert effect_of_the_table(model, tokens, folded=folded).kl == pytest.approx(0, abs=1e-6)
+    assert effect_of_the_table(model, tokens, folded=folded).logits_changed == pytest.approx(0, abs=1e-6)
     assert not torch.allclose(table[3, 5], table[3, 6])
     assert not torch.allclose(table[3, 5], table[4, 5])

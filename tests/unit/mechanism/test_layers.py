@@ -8,7 +8,7 @@ from dataclasses import astuple, is_dataclass, replace
 import pytest
 import torch
 
-from nopos.mechanism import decode, decoded_position, kernel, kernel_interventions, position_code
+from nopos.mechanism import decode, decoded_position, kernel, kernel_interventions, position_code, program, reading
 from nopos.methods import activation_patching, attention, circuits, neurons
 from nopos.model.data import held_out_tokens
 from nopos.model.transformer import NoPosTransformer
@@ -45,9 +45,6 @@ ANALYSES_OF_A_LAYER = [
     (decode.copying_share, {}),
     (decode.neuron_response_correlation, {"offset": 1}),
     (decode.written_per_weight, {"offsets": 3}),
-    (decode.written_of_tokens, {}),
-    (decode.contributions, {}),
-    (decode.effect_of_silencing_neurons, {"count": 2, "answer": "right"}),
     (position_code.position_codes, {}),
     (position_code.effect_of_directions, {"count": 1, "kept": True}),
     (position_code.effect_of_noise_in_the_plane, {}),
@@ -60,7 +57,8 @@ ANALYSES_OF_A_LAYER = [
     (decoded_position.shift_by_dilution, {"one_for_all": True}),
     (kernel.score_shares, {}),
     (kernel.score_falls, {}),
-    (kernel.match_with_own_token, {}),
+    (program.affine_map_of_mlp, {}),
+    (reading.effect_without_position_of, {"components": ("blocks.0.hook_mlp_out",)}),
     (kernel_interventions.tilts, {}),
 ]
 
@@ -93,7 +91,7 @@ def test_every_analysis_that_takes_a_layer_is_tried_here():
     modules = (activation_patching, attention, circuits, decode, decoded_position, kernel, kernel_interventions)
     takes_one = {
         function
-        for module in (*modules, neurons, position_code)
+        for module in (*modules, neurons, position_code, program, reading)
         for name, function in vars(module).items()
         if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
         if "layer" in inspect.signature(function).parameters

@@ -13,7 +13,7 @@ from nopos.mechanism.position_code import (
     smallest_turn,
 )
 from nopos.methods.activation_patching import mean_activation
-from nopos.methods.metrics import per_token_kl, readout
+from nopos.methods.metrics import logits_changed, readout
 from nopos.model.data import generator, held_out_tokens
 from nopos.model.hook_points import hook_point
 
@@ -30,9 +30,14 @@ def other_tokens(law_model):
     return held_out_tokens(law_model.config, 8, stream=1)
 
 
-def kl_when(model, tokens, hook_point, added):
+def seen(residual):
+    """What LayerNorm leaves to be read."""
+    return residual - residual.mean(dim=-1, keepdim=True)
+
+
+def change_when(model, tokens, hook_point, added):
     edited = model.run_with_hooks(tokens, fwd_hooks=[(hook_point, lambda activation, hook: activation + added)])
-    return per_token_kl(readout(model(tokens), tokens), readout(edited, tokens)).mean().item()
+    return logits_changed(readout(model(tokens), tokens), readout(edited, tokens))
 
 
 def test_principal_shares_by_hand():
@@ -58,12 +63,12 @@ def test_turns_by_hand():
 
 def test_all_directions_are_the_code_and_none_leaves_it_still(law_model, tokens, other_tokens):
     def effect(count, *, kept):
-        return effect_of_directions(law_model, tokens, other_tokens=other_tokens, count=count, kept=kept).kl
+        return effect_of_directions(law_model, tokens, other_tokens=other_tokens, count=count, kept=kept).logits_changed
 
     codes = mean_activation(law_model, other_tokens, hook_point=RESIDUAL)
     still = codes[1:].mean(dim=0) - codes
     still[0] = 0
-    expected = kl_when(law_model, tokens, RESIDUAL, still)
+    expected = change_when(law_model, tokens, RESIDUAL, still)
     assert expected > 1e-4
     for unchanged in (effect(8, kept=True), effect(0, kept=False)):
         assert unchanged == pytest.approx(0, abs=1e-7)
@@ -72,13 +77,13 @@ def test_all_directions_are_the_code_and_none_leaves_it_still(law_model, tokens,
 
 
 def test_the_first_direction_is_the_one_with_the_largest_variance(law_model, tokens, other_tokens):
-    codes = mean_activation(law_model, other_tokens, hook_point=RESIDUAL)
+    codes = seen(mean_activation(law_model, other_tokens, hook_point=RESIDUAL))
     centred = codes[1:] - codes[1:].mean(dim=0)
     values, vectors = torch.linalg.eigh(centred.T @ centred)
     along = centred @ vectors[:, -1:] @ vectors[:, -1:].T
     removed = torch.cat([torch.zeros(1, 8), -along])
-    taken = effect_of_directions(law_model, tokens, other_tokens=other_tokens, count=1, kept=False).kl
-    assert taken == pytest.approx(kl_when(law_model, tokens, RESIDUAL, removed), rel=1e-3)
+    taken = effect_of_directions(law_model, tokens, other_tokens=other_tokens, count=1, kept=False).logits_changed
+    assert taken == pytest.approx(change_when(law_model, tokens, RESIDUAL, removed), rel=1e-3)
     assert values[-1] > 2 * values[-2]
 
 
@@ -88,16 +93,16 @@ def test_all_neurons_kept_change_nothing_and_none_kept_hold_every_mean(law_model
     held[0] = 0
 
     def effect(count):
-        return effect_of_keeping_neurons(law_model, tokens, other_tokens=other_tokens, count=count).kl
+        return effect_of_keeping_neurons(law_model, tokens, other_tokens=other_tokens, count=count).logits_changed
 
     assert effect(12) == pytest.approx(0, abs=1e-7)
-    assert effect(0) == pytest.approx(kl_when(law_model, tokens, NEURONS_0, held), rel=1e-3)
+    assert effect(0) == pytest.approx(change_when(law_model, tokens, NEURONS_0, held), rel=1e-3)
     assert effect(0) > 1e-4
 
 
 def test_the_neurons_that_write_most_of_the_plane_are_kept_first(law_model, tokens, other_tokens):
     mean = mean_activation(law_model, other_tokens, hook_point=NEURONS_0)[1:]
-    codes = mean_activation(law_model, other_tokens, hook_point=RESIDUAL)[1:]
+    codes = seen(mean_activation(law_model, other_tokens, hook_point=RESIDUAL))[1:]
     _, vectors = torch.linalg.eigh((codes - codes.mean(0)).T @ (codes - codes.mean(0)))
     into_plane = (law_model.block(0).mlp.W_out @ vectors[:, -2:]).norm(dim=-1)
     order = (mean.std(dim=0) * into_plane).argsort(descending=True)
@@ -106,8 +111,8 @@ def test_the_neurons_that_write_most_of_the_plane_are_kept_first(law_model, toke
     held = torch.zeros(26, 12)
     held[1:] = mean.mean(dim=0) - mean
     held[:, order[:count]] = 0
-    expected = kl_when(law_model, tokens, NEURONS_0, held)
-    kept = effect_of_keeping_neurons(law_model, tokens, other_tokens=other_tokens, count=count).kl
+    expected = change_when(law_model, tokens, NEURONS_0, held)
+    kept = effect_of_keeping_neurons(law_model, tokens, other_tokens=other_tokens, count=count).logits_changed
     assert kept == pytest.approx(expected, rel=1e-3)
 
 
@@ -117,15 +122,15 @@ def test_principal_directions_are_unit_vectors_the_largest_variance_first():
 
 
 def test_noise_in_the_plane_is_as_large_as_what_lies_outside_and_in_the_plane(law_model, tokens, other_tokens):
-    codes = mean_activation(law_model, other_tokens, hook_point=RESIDUAL)
+    codes = seen(mean_activation(law_model, other_tokens, hook_point=RESIDUAL))
     plane, centred = principal_directions(codes)[:2], codes[1:] - codes[1:].mean(dim=0)
     outside = (centred - centred @ plane.T @ plane).norm(dim=-1)
     rng = generator("noise in the plane", 0)
     noise = torch.randn(25, 8, generator=rng) @ plane.T @ plane
     noise = torch.cat([torch.zeros(1, 8), noise * (outside / noise.norm(dim=-1))[:, None]])
     effect = effect_of_noise_in_the_plane(law_model, tokens, other_tokens=other_tokens)
-    assert effect.kl == pytest.approx(kl_when(law_model, tokens, RESIDUAL, noise), rel=1e-3)
-    assert effect.kl > 1e-6
+    assert effect.logits_changed == pytest.approx(change_when(law_model, tokens, RESIDUAL, noise), rel=1e-3)
+    assert effect.logits_changed > 1e-6
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nopos.errors import AnalysisError
 from nopos.methods.ablation import ablated
-from nopos.methods.activations import activation
+from nopos.methods.activations import activation, centred
 from nopos.methods.attention import effect_of_keeping_only, effect_of_knock_out, mean_pattern, strongest_offset_share
 from nopos.methods.attribution import direct_logit_attribution
 from nopos.methods.interventions import logits_with
@@ -33,6 +35,27 @@ def test_what_is_read_is_what_passes(model, tokens):
     assert all(torch.equal(read[name], cache[name]) for name in names)
     assert torch.equal(activation(model, tokens, "hook_embed"), cache["hook_embed"])
     assert not read["hook_embed"].requires_grad
+
+
+def test_what_is_centred_by_hand():
+    assert centred(torch.tensor([[1.0, 2.0, 6.0], [5.0, 5.0, 5.0]])).tolist() == [[-2.0, -1.0, 3.0], [0.0, 0.0, 0.0]]
+
+
+@given(seed=st.integers(0, 10_000), shift=st.floats(-10, 10))
+def test_what_is_centred_sums_to_zero_once_and_for_all_whatever_every_entry_has_in_common(seed, shift):
+    written = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(seed))
+    rest = centred(written)
+    torch.testing.assert_close(rest.sum(dim=-1), torch.zeros(3, 4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(centred(written + shift), rest, atol=1e-5, rtol=0)
+    torch.testing.assert_close(centred(rest), rest, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("layer_norm", ["blocks.1.ln1", "blocks.1.ln2", "ln_final"])
+def test_to_a_LayerNorm_it_is_all_there_is(model, layer_norm):
+    written = 3 * torch.randn(5, 6, 8, generator=torch.Generator().manual_seed(0)) + 2
+    read_by = model.get_submodule(layer_norm)
+    torch.testing.assert_close(read_by(centred(written)), read_by(written), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(read_by(written[..., :1].expand_as(written)), read_by(written))
 
 
 OFFSET = r"offset is {}; with sequences of 6 it is 0 to 5"

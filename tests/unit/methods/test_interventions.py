@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from nopos.errors import AnalysisError
-from nopos.methods.interventions import activation_with, effects, logits_with
-from nopos.methods.metrics import logit_difference, per_token_kl, readout
+from nopos.methods.interventions import Effect, activation_with, effect_of, effect_of_edits, effects, logits_with
+from nopos.methods.metrics import logits_changed, readout
 from nopos.model.data import held_out_tokens, mean_loss
 from nopos.model.transformer import NoPosTransformer
 
@@ -53,40 +53,59 @@ def test_an_effect_by_hand(model, micro):
     nothing, silenced = effects(
         model, tokens, [("hook_embed", lambda value: value), ("ln_final.hook_normalized", torch.zeros_like)]
     )
-    assert (nothing.nats_added, nothing.logit_difference_lost) == (0.0, 0.0)
-    assert nothing.loss == pytest.approx(mean_loss(model(tokens), tokens).item())
-    assert nothing.kl == pytest.approx(0, abs=1e-6)
-    bias = model.unembed.b_U.expand(4, 6, -1)
-    assert silenced.loss == pytest.approx(mean_loss(bias, tokens).item())
-    assert silenced.kl == pytest.approx(
-        per_token_kl(readout(model(tokens), tokens), readout(bias, tokens)).mean().item(), rel=1e-5
-    )
-    assert silenced.kl != pytest.approx(
-        per_token_kl(readout(bias, tokens), readout(model(tokens), tokens)).mean().item(), rel=1e-2
-    )
-    changed = (model(tokens).argmax(-1) != bias.argmax(-1))[:, 1:].float().mean().item()
-    assert silenced.answers_changed == pytest.approx(changed)
-    assert changed > 0
-    assert nothing.answers_changed == 0
+    assert (nothing.answers_changed, nothing.answers_lost, nothing.logits_changed) == (0.0, 0.0, 0.0)
+    before, after = model(tokens), model.unembed.b_U.expand(4, 6, -1)
+    assert silenced.logits_changed == pytest.approx(logits_changed(readout(before, tokens), readout(after, tokens)))
+    changed = (before.argmax(-1) != after.argmax(-1))[:, 1:].float()
+    torch.testing.assert_close(silenced.changed_by_position, changed.mean(dim=0))
+    assert silenced.answers_changed == pytest.approx(changed.mean().item())
+    assert silenced.pos == 6
+    assert changed.mean() > 0
 
 
-def test_the_logit_difference_that_is_lost_is_a_share_of_the_lead(model, micro):
-    """Of a model in which the right token leads; of another there is nothing to lose."""
+def test_the_tenths_of_an_effect_by_hand():
+    """Of 20 positions, in the second half of which one answer in four changes."""
+    by_position = torch.cat([torch.zeros(9), torch.full((10,), 0.25)])
+    effect = Effect(by_position, pos=20, answers_lost=0.0, logits_changed=0.0)
+    assert effect.changed_by_tenth.tolist() == [0.0] * 5 + [0.25] * 5
+    assert effect.answers_changed == pytest.approx(2.5 / 19)
+    with pytest.raises(AnalysisError, match="sequences have 6 positions; for tenths of them"):
+        _ = Effect(torch.zeros(5), pos=6, answers_lost=0.0, logits_changed=0.0).changed_by_tenth
+
+
+def test_an_effect_on_another_task_is_on_what_that_asks_for(model, micro):
+    """The token three back: from position 3 on, and right where it is that token."""
+    tokens = held_out_tokens(micro, 40)
+    three_back = effect_of(model, tokens, "ln_final.hook_normalized", torch.zeros_like, target_offset=3)
+    before, after = (logits.argmax(-1)[:, 3:] for logits in (model(tokens), model.unembed.b_U.expand(40, 6, -1)))
+    torch.testing.assert_close(three_back.changed_by_position, (before != after).float().mean(dim=0))
+    lost = (before == tokens[:, :-3]) & (after != tokens[:, :-3])
+    assert three_back.answers_lost == pytest.approx(lost.float().mean().item())
+    assert (
+        three_back.answers_lost != effect_of(model, tokens, "ln_final.hook_normalized", torch.zeros_like).answers_lost
+    )
+    assert lost.any()
+
+
+def test_lost_answers_are_those_that_were_right_and_are_wrong(model, micro):
+    tokens = held_out_tokens(micro, 40)
+    edits = [("ln_final.hook_normalized", torch.zeros_like)]
+    (effect,) = effects(model, tokens, edits)
+    before, after = (logits.argmax(-1)[:, 1:] for logits in (model(tokens), model.unembed.b_U.expand(40, 6, -1)))
+    wanted = tokens[:, :-1]
+    assert effect.answers_lost == pytest.approx(((before == wanted) & (after != wanted)).float().mean().item())
+    assert 0 < effect.answers_lost < effect.answers_changed
+
+
+def test_several_edits_at_once_are_one_effect(model, micro):
     tokens = held_out_tokens(micro, 4)
-    before = logit_difference(model(tokens), tokens).mean().item()
-    backwards = ("ln_final.hook_normalized", lambda normalized: -0.5 * normalized)
-    (effect,) = effects(model, tokens, [backwards])
-    assert before < 0
-    assert effect.logit_difference_lost == 0.0
-    with torch.no_grad():
-        model.unembed.W_U.neg_()
-        model.unembed.b_U.neg_()
-    before = logit_difference(model(tokens), tokens).mean().item()
-    after = logit_difference(logits_with(model, tokens, dict([backwards])), tokens).mean().item()
-    (effect,) = effects(model, tokens, [backwards])
-    assert before > 0
-    assert effect.logit_difference_lost == pytest.approx((before - after) / before, rel=1e-4)
-    assert abs(effect.logit_difference_lost - 1) > 0.1
+    edits = {"blocks.0.hook_mlp_out": torch.zeros_like, "blocks.1.hook_attn_out": torch.zeros_like}
+    together = effect_of_edits(model, tokens, edits)
+    hooks = [(name, lambda value, hook: torch.zeros_like(value)) for name in edits]
+    after = model.run_with_hooks(tokens, fwd_hooks=hooks)
+    expected = logits_changed(readout(model(tokens), tokens), readout(after, tokens))
+    assert together.logits_changed == pytest.approx(expected)
+    assert together.logits_changed not in [effect.logits_changed for effect in effects(model, tokens, edits.items())]
 
 
 def test_how_sure_the_answers_are_changes_none_of_them(model, micro):
@@ -95,7 +114,7 @@ def test_how_sure_the_answers_are_changes_none_of_them(model, micro):
     model.ln_final.b.data.zero_()
     (softened,) = effects(model, tokens, [("ln_final.hook_normalized", lambda value: 0.5 * value)])
     assert softened.answers_changed == 0
-    assert softened.kl > 1e-3
+    assert softened.logits_changed == pytest.approx(0.5)
 
 
 def test_an_activation_is_read_while_others_are_replaced(model, micro):

@@ -51,6 +51,21 @@ def test_position_is_found_where_it_is_written_and_not_where_it_is_not(micro, no
     assert read[True] < 0.9  # a straight line does not fit an arbitrary order
 
 
+@pytest.mark.parametrize("control", [False, True])
+def test_what_every_LayerNorm_subtracts_is_not_read(micro, noisy, control):
+    """A position that is written to all of d_model alike is no position to any later layer."""
+    parameters = noisy(micro, 0)
+    parameters["pos_embed.W_pos"].zero_()
+    tokens, others = held_out_tokens(micro, 40), held_out_tokens(micro, 40, stream=1)
+    options = {"other_tokens": others, "hook_point": "blocks.0.hook_resid_post", "control_task": control}
+    expected = position_r2(NoPosTransformer(micro, parameters), tokens, **options)
+    parameters["pos_embed.W_pos"] += torch.arange(6.0)[:, None]
+    observed = position_r2(NoPosTransformer(micro, parameters), tokens, **options)
+    assert observed == pytest.approx(expected, abs=1e-4)
+    parameters["pos_embed.W_pos"][:, 1:] = 0
+    assert position_r2(NoPosTransformer(micro, parameters), tokens, **options) > expected + 0.02
+
+
 def test_the_control_task_asks_for_an_order_that_is_far_from_the_positions():
     config = ModelConfig(d_model=4, d_head=4, d_mlp=4, d_vocab=9, positions="learned")
     parameters = initial_parameters(config, 0)

@@ -9,12 +9,11 @@ from scipy.stats import spearmanr
 from nopos.methods.statistics import (
     correlation,
     interval,
-    kendall_tau,
     rank_correlation,
     relative_range,
+    share_above,
     share_explained,
     slope,
-    slopes,
 )
 
 
@@ -64,27 +63,32 @@ def test_an_interval_is_exact():
     assert interval(0, 0) == (0.0, 1.0)
 
 
-def test_kendalls_tau_by_hand():
-    ranking = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
-    one_swap = {"a": 1.0, "b": 3.0, "c": 2.0, "d": 4.0}
-    assert kendall_tau(ranking, ranking) == 1.0
-    assert kendall_tau(ranking, {name: -value for name, value in ranking.items()}) == -1.0
-    assert kendall_tau(ranking, one_swap) == pytest.approx((5 - 1) / 6)
-    tied = {"a": 1.0, "b": 1.0, "c": 3.0, "d": 4.0}
-    assert kendall_tau(ranking, dict.fromkeys(ranking, 1.0)) == 0.0
-    assert kendall_tau(ranking, tied) == pytest.approx(5 / (6 * 5) ** 0.5)  # tau-b
+VALUES = st.lists(st.floats(-5, 5), min_size=1, max_size=6)
 
 
-@given(st.lists(st.integers(-5, 5), min_size=3, max_size=8, unique=True), st.randoms(use_true_random=False))
-def test_kendalls_tau_is_symmetric_bounded_and_blind_to_scale(values, rng):
-    first = {str(i): float(value) for i, value in enumerate(values)}
-    shuffled = list(first.values())
-    rng.shuffle(shuffled)
-    second = dict(zip(first, shuffled, strict=True))
-    tau = kendall_tau(first, second)
-    assert -1 <= tau <= 1
-    assert tau == kendall_tau(second, first)
-    assert tau == kendall_tau({name: value**3 for name, value in first.items()}, second)
+def test_a_share_above_by_hand():
+    """Of pairs, equal values counting half."""
+    assert share_above([3.0, 4.0], [1.0, 2.0]) == 1
+    assert share_above([1.0, 2.0], [3.0, 4.0]) == 0
+    assert share_above([1.0, 3.0], [2.0]) == 0.5
+    assert share_above([2.0, 3.0], [2.0, 1.0]) == (0.5 + 1 + 1 + 1) / 4
+    assert share_above([2.0, 2.0], [2.0]) == 0.5
+
+
+@given(first=VALUES, second=VALUES)
+def test_shares_above_in_both_directions_are_one_together(first, second):
+    assert share_above(first, second) + share_above(second, first) == pytest.approx(1)
+
+
+WHOLE = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=6)
+
+
+@given(first=WHOLE, second=WHOLE)
+def test_a_share_above_is_counted_pair_by_pair_and_blind_to_scale(first, second):
+    pairs = [1.0 if a > b else 0.5 if a == b else 0.0 for a in first for b in second]
+    share = share_above(first, second)
+    assert share == pytest.approx(sum(pairs) / len(pairs))
+    assert share_above([value**3 for value in first], [value**3 for value in second]) == share
 
 
 def test_a_relative_range_by_hand():
@@ -99,11 +103,6 @@ def test_a_slope_by_hand():
     assert slope(torch.tensor([2.0, -1.0]), on=torch.tensor([1.0, 2.0])) == 0
     assert slope(torch.tensor([3.0, 5.0]), on=torch.tensor([1.0, 2.0])) == pytest.approx(13 / 5)
     assert slope(torch.tensor([3.0, 5.0]), on=torch.zeros(2)) == 0
-
-
-def test_slopes_are_those_of_each_row():
-    values, on = torch.tensor([[2.0, 4.0], [3.0, 5.0], [3.0, 5.0]]), torch.tensor([[1.0, 2.0], [1.0, 2.0], [0.0, 0.0]])
-    assert slopes(values, on=on).tolist() == pytest.approx([2, 13 / 5, 0])
 
 
 @given(seed=st.integers(0, 10_000), factor=st.floats(-5, 5))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nopos.errors import AnalysisError, ConfigError
-from nopos.methods.ablation import ablated
+from nopos.methods.ablation import ablation_losses
 from nopos.model.config import LAYER_NORM_EPS, ModelConfig
 from nopos.model.data import held_out_tokens
 from nopos.model.parameters import initial_parameters, parameter_shapes
@@ -143,14 +143,8 @@ def test_ablations_that_mathematics_makes_equal_are_equal(micro, noisy, first, s
     parameters = noisy(config, 0) | {"pos_embed.W_pos": torch.zeros(config.n_ctx, config.d_model)}
     model = NoPosTransformer(config, {name: value.double() for name, value in parameters.items()})
     tokens, others = held_out_tokens(config, 8), held_out_tokens(config, 8, stream=1)
-    effects = ablated(
-        model,
-        tokens,
-        other_tokens=others,
-        kind="per_position_mean",
-        hook_points=[first, second, "ln_final.hook_scale"],
-    )
-    losses = {name: effect.loss for name, effect in effects.items()}
+    hook_points = [first, second, "ln_final.hook_scale"]
+    losses = ablation_losses(model, tokens, other_tokens=others, kind="per_position_mean", hook_points=hook_points)
     assert losses[first] == pytest.approx(losses[second], rel=1e-12)
     assert losses[first] != pytest.approx(losses["ln_final.hook_scale"], rel=1e-6)
 

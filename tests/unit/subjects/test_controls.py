@@ -74,8 +74,8 @@ def test_learned_positions_solves_the_task_with_a_W_pos():
 def test_in_learned_positions_one_layer_looks_one_position_back_and_nothing_counts():
     subject = LEARNED_POSITIONS.model_for(GOOD)
     assert subject.run(strongest_offset_share, layer=0, offset=1) > 0.99
-    assert subject.run(effect_of_knock_out, layer=0, offset=1).nats_added > 5
-    assert subject.run(effect_of_knock_out, layer=1, offset=1).nats_added < 0.1
+    assert subject.run(effect_of_knock_out, layer=0, offset=1).answers_lost > 0.9
+    assert subject.run(effect_of_knock_out, layer=1, offset=1).answers_changed < 0.01
     for control in (LEARNED_POSITIONS, NO_CAUSAL_MASK):
         subject = control.model_for(GOOD)
         options = {"other_tokens": subject.other_tokens, "hook_point": "blocks.0.hook_mlp_out"}

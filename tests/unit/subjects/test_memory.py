@@ -73,11 +73,10 @@ def test_what_is_read_off_the_logits_is_remembered_by_what_reads_it_and_its_offs
     with model.vouched_for():
         first, again = (model.of_logits(tokens, readout, 1) for _ in range(2))
         assert first is again
-        assert first.loss == readout(plain.logits(tokens), tokens, 1).loss
-        assert model.of_logits(tokens, readout, 2).loss == readout(plain.logits(tokens), tokens, 2).loss
-        assert first.probs.shape == first.log_probs.shape  # computed when it is asked for, which is no change
+        assert torch.equal(first.logits, readout(plain.logits(tokens), tokens, 1).logits)
+        assert torch.equal(model.of_logits(tokens, readout, 2).right, readout(plain.logits(tokens), tokens, 2).right)
         assert not model.was_written_into()
-        first.log_probs.zero_()
+        first.logits.zero_()
         assert model.was_written_into()
     assert model.of_logits(tokens, readout, 1) is not first
 
@@ -214,7 +213,7 @@ def test_after_all_claims_what_is_kept_is_what_a_fresh_model_gives(evaluated):
             assert changed == []
             for (analysis, offset), found in of_logits.items():
                 again = analysis(expected[LOGITS], tokens, offset)
-                assert torch.equal(found.log_probs, again.log_probs)
+                assert torch.equal(found.logits, again.logits)
                 assert torch.equal(found.largest, again.largest)
         for analysis, kept in model._of_weights.items():
             expected, read = (each if isinstance(each, tuple) else (each,) for each in (analysis(fresh), kept.value))

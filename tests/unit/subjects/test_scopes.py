@@ -9,7 +9,17 @@ from nopos.methods.attention import LATE
 from nopos.model.config import ModelConfig
 from nopos.model.parameters import initial_parameters
 from nopos.storage.checkpoints import Checkpoint
-from nopos.subjects.scopes import POSITIONS, TWO_LAYERS, TWO_OR_MORE_LAYERS
+from nopos.subjects import scopes
+from nopos.subjects.controls import LEARNED_POSITIONS, reference
+from nopos.subjects.scopes import (
+    CERTAIN,
+    FINDS_POSITIONS,
+    POSITIONS,
+    READS_CODE,
+    TWO_LAYERS,
+    TWO_OR_MORE_LAYERS,
+    late_answers_without_position_of,
+)
 from nopos.subjects.shipped import shipped_claims
 from nopos.subjects.subject import Subject
 
@@ -45,12 +55,51 @@ def test_a_claim_on_layer_1_as_the_last_needs_two_layers(n_layers, reasons):
 @pytest.mark.parametrize(
     ("sizes", "in_scope"),
     [
-        ({"n_layers": 1}, 5),
-        ({"n_layers": 3}, 37),
-        ({"n_layers": 2, "n_heads": 2, "d_model": 12, "d_mlp": 5, "d_vocab": 40, "n_ctx": 100}, 44),
+        ({"n_layers": 1}, 6),
+        ({"n_layers": 3}, 38),
+        ({"n_layers": 2, "n_heads": 2, "d_model": 12, "d_mlp": 5, "d_vocab": 40, "n_ctx": 100}, 45),
     ],
 )
-def test_so_many_claims_are_about_models_of_a_size(sizes, in_scope):
-    """At every size with two layers or more at least 35, whatever the heads, widths, tokens and positions."""
+def test_so_many_claims_are_about_models_of_a_size(sizes, in_scope, monkeypatch):
+    """At every size with two layers or more at least 35, whatever the heads, widths, tokens and positions: of models
+    in which layer 1 finds positions by what layer 0 writes, and reads MLP 0's more.
+    """
+    monkeypatch.setattr(scopes, "late_answers_without_position_of", lambda _, *names: float(scopes.MLP_0 in names))
     subject = of_size(**sizes)
-    assert sum(not reasons_against(claim.scope, subject) for claim in shipped_claims()) == in_scope
+    about = [claim for claim in shipped_claims() if not reasons_against(claim.scope, subject)]
+    assert len(about) == in_scope
+
+
+def test_what_layer_1_reads_is_asked_of_a_model_that_has_it_alone():
+    """One layer or too few positions are reason enough."""
+    for sizes in ({"n_layers": 1}, {"n_ctx": 2 * LATE}):
+        assert len(reasons_against(READS_CODE, of_size(**sizes))) == 1
+
+
+@pytest.fixture(scope="module")
+def good():
+    return reference()
+
+
+def test_the_reference_model_finds_positions_by_what_layer_0_writes_and_most_by_MLP_0s(good):
+    assert reasons_against(READS_CODE, good) == []
+    both, code, count = (
+        late_answers_without_position_of(good, *names)
+        for names in ((scopes.ATTENTION_0, scopes.MLP_0), (scopes.MLP_0,), (scopes.ATTENTION_0,))
+    )
+    assert both > 0.9
+    assert 0.5 < code < both
+    assert count < 0.1
+
+
+def test_a_model_with_positions_of_its_own_does_not(good):
+    assert reasons_against(FINDS_POSITIONS, LEARNED_POSITIONS.model_for(good)) == [
+        "needs layer 1 to find positions by what layer 0 writes of them"
+    ]
+
+
+@pytest.mark.parametrize("change", [{"label_smoothing": 0.1}, {"target_noise": 0.1}])
+def test_a_model_that_was_not_to_be_sure_is_not_asked_for_its_loss(good, change):
+    assert reasons_against(CERTAIN, good) == []
+    unsure = replace(good.checkpoint, train=replace(good.checkpoint.train, **change))
+    assert reasons_against(CERTAIN, Subject("unsure", unsure)) == ["needs one token to be all that was asked for"]

@@ -5,8 +5,8 @@ import torch
 
 from nopos.errors import ClaimError
 from nopos.mechanism.count import dilution, median_dilution
-from nopos.mechanism.decode import contributions
 from nopos.methods.activations import activation
+from nopos.methods.attention import effect_of_keeping_only
 from nopos.methods.interventions import logits_with
 from nopos.methods.neurons import mlp_activations
 from nopos.model.data import held_out_tokens, mean_loss
@@ -128,7 +128,9 @@ def test_what_is_done_to_a_result_is_not_seen_by_the_next(model_under_test):
     name = hook_point(0, "attn_out")
     model_under_test.run(activation, hook_point=name).zero_()
     assert model_under_test.run(activation, hook_point=name).abs().max() > 0
-    assert model_under_test.run(contributions).abs().max() > 0
+    effect = model_under_test.run(effect_of_keeping_only, layer=1, offset=0)
+    effect.changed_by_position.zero_()
+    assert model_under_test.run(effect_of_keeping_only, layer=1, offset=0).answers_changed > 0
 
 
 def test_a_result_for_given_tokens_is_of_what_they_are_now(model_under_test):
