@@ -45,7 +45,7 @@ class Effect:
         return self.changed_by_position.mean().item()
 
     @property
-    def changed_by_tenth(self) -> Float[Tensor, tenth]:
+    def changed_by_tenth(self) -> Float[Tensor, " tenth"]:
         """The same in each tenth of the context."""
         return by_tenth(self.changed_by_position, pos=self.pos)
 

@@ -87,8 +87,8 @@ def by_tenth(by_position: Float[Tensor, " predicted"], *, pos: int) -> Float[Ten
         AnalysisError: a tenth has no position.
     """
     first = pos - len(by_position)
-    if pos < TENTHS * (first + 1):
-        raise AnalysisError(f"sequences have {pos} positions; for tenths of them it must be {TENTHS * (first + 1)}")
+    if pos <= TENTHS * first:
+        raise AnalysisError(f"sequences have {pos} positions; for tenths of them it must be over {TENTHS * first}")
     tenth = TENTHS * torch.arange(first, pos) // pos
     sums = torch.zeros(TENTHS, dtype=by_position.dtype).index_add(0, tenth, by_position)
     return sums / tenth.bincount(minlength=TENTHS)

@@ -4,6 +4,8 @@ from copy import deepcopy
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nopos.errors import AnalysisError
 from nopos.mechanism.count import PATTERN, dilution, dilution_of_queries, pattern_of_counts
@@ -75,6 +77,37 @@ def test_the_nearest_point_of_a_curve_by_hand():
     torch.testing.assert_close(nearest_on(curve, points), torch.tensor([[0.25, 1.25], [1.0, 2.0], [0.0, 0.0]]))
 
 
+def test_the_nearest_point_of_a_curve_that_stands_still_or_returns_by_hand():
+    """A piece without length is its one point; of points that are as near the first counts."""
+    still = torch.tensor([[0.0], [0.0], [2.0]])
+    torch.testing.assert_close(nearest_on(still, torch.tensor([[-1.0], [1.0], [3.0]])), torch.tensor([0.0, 1.5, 2.0]))
+    there_and_back = torch.tensor([[0.0], [2.0], [0.0]])
+    torch.testing.assert_close(nearest_on(there_and_back, torch.tensor([[1.0], [5.0]])), torch.tensor([0.5, 1.0]))
+    assert nearest_on(torch.zeros(4, 3), torch.ones(2, 3)).tolist() == [0.0, 0.0]
+
+
+@given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 100))
+def test_no_point_of_a_curve_is_nearer_than_the_nearest(seed, scale):
+    """Whatever the unit of the scores, and however many they are; points of the curve are where they are."""
+    rng = torch.Generator().manual_seed(seed)
+    curve, points = (scale * torch.randn(count, 3, generator=rng, dtype=torch.float64) for count in (6, 8))
+    found = nearest_on(curve, points).double()
+    along = torch.linspace(0, 5, 501, dtype=torch.float64)
+    least = torch.cdist(points, at(curve, along)).amin(dim=-1)
+    assert ((points - at(curve, found)).norm(dim=-1) <= least + 1e-4 * scale).all()
+    assert ((found >= 0) & (found <= 5)).all()
+    torch.testing.assert_close(nearest_on(curve / scale, points / scale).double(), found, atol=1e-5, rtol=0)
+    torch.testing.assert_close(nearest_on(curve, curve), torch.arange(6.0), atol=1e-5, rtol=0)
+    twice = (torch.cat([each, each], dim=-1) for each in (curve, points))
+    torch.testing.assert_close(nearest_on(*twice).double(), found, atol=1e-5, rtol=0)
+
+
+def at(curve, along):
+    """Points of a curve of straight pieces, so many of which lie before them."""
+    before = along.floor().clamp_max(len(curve) - 2).long()
+    return curve[before] + (along - before)[:, None] * (curve[before + 1] - curve[before])
+
+
 def test_a_decoded_position_is_where_the_scores_lie_nearest_to_the_curve_of_mean_keys(law_model, tokens, other_tokens):
     """By the mean query of each late position, as near as any of a fine grid of points on the curve."""
     observed = position_decoder(law_model, other_tokens).decode(law_model, tokens)
@@ -91,6 +124,24 @@ def test_a_decoded_position_is_where_the_scores_lie_nearest_to_the_curve_of_mean
         distance, least = (at - scores[batch, 1:]).norm(dim=-1), torch.cdist(scores[batch, 1:], fine).amin(dim=-1)
         assert (distance <= least + 1e-3 * curve.norm(dim=-1).max()).all()
     assert (observed[:, 0] == 0).all()
+
+
+def test_a_key_between_two_mean_keys_is_decoded_between_their_positions(law_model, tokens):
+    one = tokens[:1]
+    decoder = position_decoder(law_model, one)
+    halfway = {decoder.keys: lambda k: (k + k.roll(-1, dims=1)) / 2}
+    observed = decoder.decode(law_model, one, halfway)[0, 1:25]
+    torch.testing.assert_close(observed, torch.arange(1.5, 25), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("changes", [{"W_Q": 3.0, "b_Q": 3.0}, {"W_K": 0.5, "b_K": 0.5}], ids=["queries", "keys"])
+def test_the_scale_of_scores_decodes_nothing_else(law_model, tokens, other_tokens, changes):
+    parameters = law_model.parameter_tensors()
+    for name, factor in changes.items():
+        parameters[f"blocks.1.attn.{name}"] = factor * parameters[f"blocks.1.attn.{name}"]
+    scaled = NoPosTransformer(law_model.config, parameters)
+    own, others = (position_decoder(model, other_tokens).decode(model, tokens) for model in (law_model, scaled))
+    assert differing(own, others) < 0.03
 
 
 def test_edits_change_decoded_positions(law_model, tokens):
@@ -246,24 +297,21 @@ def test_sequences_without_late_positions_are_one_clear_line(law_model, tokens):
         shift_by_dilution(law_model, tokens[:, :20], other_tokens=tokens, folded=folded_of(law_model), one_for_all=True)
 
 
-def test_swapped_counts_by_hand(law_model, tokens):
-    """The positions 1 and 2 before queries 3, 8, 13, 18 and 23 have each other's count."""
-    folded, queries = folded_of(law_model), torch.tensor([3, 8, 13, 18, 23])
-    counts = torch.arange(26.0)
+def test_swapped_counts_by_hand_and_the_reference_model_follows_them(good):
+    """The positions 1 and 2 before queries 3, 8, 13 and so on have each other's count."""
+    model, folded, tokens, queries = good.model, good.folded, good.tokens[:8], torch.arange(3, 50, 5)
+    counts = torch.arange(50.0)
     swapped = counts.clone()
     for query in queries.tolist():
         swapped[query - 1], swapped[query - 2] = query - 2, query - 1
     expected = []
     for given_counts in (counts, swapped):
         pattern = pattern_of_counts(dilution_of_queries(folded, tokens), given_counts)
-        logits = law_model.run_with_hooks(tokens, fwd_hooks=[(PATTERN, lambda t, hook, p=pattern: p)])
+        logits = model.run_with_hooks(tokens, fwd_hooks=[(PATTERN, lambda t, hook, p=pattern: p)])
         answers = logits.argmax(-1)[:, queries]
         expected.append(Answers(*((answers == tokens[:, queries - k]).float().mean().item() for k in (1, 2))))
-    assert answers_to_swapped_counts(law_model, tokens, folded=folded, offsets=(1, 2)) == tuple(expected)
-
-
-def test_the_reference_model_follows_swapped_counts(good):
-    before, swapped = answers_to_swapped_counts(good.model, good.tokens, folded=good.folded, offsets=(1, 2))
+    assert answers_to_swapped_counts(model, tokens, folded=folded, offsets=(1, 2)) == tuple(expected)
+    before, after = expected
     assert before.near > 0.95
     assert before.far < 0.05
-    assert swapped.far > 0.5
+    assert after.far > 0.5

@@ -50,27 +50,33 @@ def test_score_changes_by_hand():
     assert changes.explained == 1 - 5 / 20
 
 
-def test_tilts_by_hand(law_model, tokens):
+@pytest.mark.parametrize("offset", [1, 2])
+def test_tilts_by_hand(law_model, tokens, offset):
     other_tokens = held_out_tokens(law_model.config, 8, stream=1)
     name = "blocks.1.attn.hook_pattern"
     mean = law_model.run_with_cache(other_tokens)[1][name].mean(dim=0)
     own = law_model.run_with_cache(tokens)[1][name]
     edited = law_model.run_with_hooks(tokens, fwd_hooks=[(name, lambda pattern, hook: mean.expand_as(pattern))])
     plain = law_model(tokens)
-    observed = tilts(law_model, tokens, other_tokens=other_tokens)
-    assert observed.harm.shape == observed.tilt.shape == (8, 24)
+    observed = tilts(law_model, tokens, other_tokens=other_tokens, offset=offset)
+    first = offset + 1
+    assert observed.harm.shape == observed.tilt.shape == (8, 26 - first)
     for batch in (0, 5):
-        for position in range(2, 26):
-            answer = tokens[batch, position - 1]
+        for position in range(first, 26):
+            answer = tokens[batch, position - offset]
             others = torch.arange(plain.shape[-1]) != answer
             with_mean, with_own = (
                 logits[batch, position, answer] - logits[batch, position, others].max() for logits in (edited, plain)
             )
             harm = with_mean - with_own
-            row, usual = own[batch, 0, position], mean[0, position]
-            tilt = (row[position - 1] / row[position - 2]).log() - (usual[position - 1] / usual[position - 2]).log()
-            torch.testing.assert_close(observed.harm[batch, position - 2], harm, atol=1e-5, rtol=1e-3)
-            torch.testing.assert_close(observed.tilt[batch, position - 2], tilt, atol=1e-5, rtol=1e-3)
+            (near, far), (usual_near, usual_far) = (
+                (row[position - offset], row[position - first]) for row in (own[batch, 0, position], mean[0, position])
+            )
+            tilt = (near / far).log() - (usual_near / usual_far).log()
+            torch.testing.assert_close(observed.harm[batch, position - first], harm, atol=1e-5, rtol=1e-3)
+            torch.testing.assert_close(observed.tilt[batch, position - first], tilt, atol=1e-5, rtol=1e-3)
+    assert observed.harm.abs().max() > 1e-3
+    assert observed.tilt.abs().max() > 1e-3
 
 
 def test_the_share_of_harm_by_hand():

@@ -8,6 +8,7 @@ from nopos.mechanism.position_code import (
     effect_of_directions,
     effect_of_keeping_neurons,
     effect_of_noise_in_the_plane,
+    position_codes,
     principal_directions,
     principal_shares,
     smallest_turn,
@@ -38,6 +39,23 @@ def seen(residual):
 def change_when(model, tokens, hook_point, added):
     edited = model.run_with_hooks(tokens, fwd_hooks=[(hook_point, lambda activation, hook: activation + added)])
     return logits_changed(readout(model(tokens), tokens), readout(edited, tokens))
+
+
+def test_a_code_is_the_mean_residual_as_a_LayerNorm_leaves_it_to_be_read(law_model, tokens):
+    residual = law_model.run_with_cache(tokens)[1][RESIDUAL].mean(dim=0)
+    torch.testing.assert_close(position_codes(law_model, tokens), seen(residual))
+    assert not torch.allclose(seen(residual), residual)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_directions_are_taken_from_what_can_be_read(law_model, tokens, other_tokens, count):
+    """MLP 0 writes the position to all of d_model alike, larger than all else: it is none of the first directions."""
+    expected = effect_of_directions(law_model, tokens, other_tokens=other_tokens, count=count, kept=False)
+    hidden = 100 * torch.arange(26.0)[:, None]
+    law_model.add_perma_hook("blocks.0.hook_mlp_out", lambda written, hook: written + hidden)
+    observed = effect_of_directions(law_model, tokens, other_tokens=other_tokens, count=count, kept=False)
+    assert observed.logits_changed == pytest.approx(expected.logits_changed, rel=1e-2)
+    assert expected.logits_changed > 1e-3
 
 
 def test_principal_shares_by_hand():

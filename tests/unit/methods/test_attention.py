@@ -78,12 +78,16 @@ def test_the_relay_depends_on_what_it_was_built_to_look_at(layer, looks_back):
     assert strongest_offset_share(model, tokens, layer=layer, offset=looks_back) == 1.0
     assert strongest_offset_share(model, tokens, layer=layer, offset=other) == pytest.approx(0, abs=0.03)
     assert mean_weight_by_offset(model, tokens, layer=layer)[looks_back] > 0.99
-    assert effect_of_keeping_only(model, tokens, layer=layer, offset=looks_back).logits_changed == pytest.approx(
-        0, abs=1e-3
+    alone, without = (
+        {offset: edited(model, tokens, layer=layer, offset=offset) for offset in (looks_back, other)}
+        for edited in (effect_of_keeping_only, effect_of_knock_out)
     )
-    assert effect_of_keeping_only(model, tokens, layer=layer, offset=other).answers_lost > 0.5
-    assert effect_of_knock_out(model, tokens, layer=layer, offset=other).logits_changed == pytest.approx(0, abs=1e-3)
-    assert effect_of_knock_out(model, tokens, layer=layer, offset=looks_back).answers_lost > 0.5
+    for unchanged in (alone[looks_back], without[other]):
+        assert unchanged.logits_changed == pytest.approx(0, abs=1e-3)
+        assert unchanged.answers_changed == 0
+    for lost in (alone[other], without[looks_back]):
+        assert lost.answers_lost > 0.95
+        assert lost.logits_changed > 1
 
 
 def test_patterns_and_their_means_are_distributions_over_what_a_query_may_see(micro, noisy):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from nopos.claims.scope import reasons_against
+from nopos.mechanism.reading import effect_without_position_of
 from nopos.methods.attention import LATE
 from nopos.model.config import ModelConfig
 from nopos.model.parameters import initial_parameters
@@ -14,8 +15,10 @@ from nopos.subjects.controls import LEARNED_POSITIONS, reference
 from nopos.subjects.scopes import (
     CERTAIN,
     FINDS_POSITIONS,
+    IN_TWO_LAYERS,
     POSITIONS,
     READS_CODE,
+    SURE_IN_TWO_LAYERS,
     TWO_LAYERS,
     TWO_OR_MORE_LAYERS,
     late_answers_without_position_of,
@@ -76,9 +79,46 @@ def test_what_layer_1_reads_is_asked_of_a_model_that_has_it_alone():
         assert len(reasons_against(READS_CODE, of_size(**sizes))) == 1
 
 
+FINDS = "needs layer 1 to find positions by what layer 0 writes of them"
+READS = "needs layer 1 to read MLP 0's position more than attention 0's"
+
+
+@pytest.mark.parametrize(
+    ("both", "code", "count", "reasons"),
+    [
+        (0.51, 0.4, 0.3, []),
+        (0.5, 0.4, 0.3, [FINDS]),
+        (0.6, 0.3, 0.3, [READS]),
+        (0.6, 0.3, 0.4, [READS]),
+        (0.1, 0.0, 0.1, [FINDS, READS]),
+    ],
+)
+def test_what_layer_1_reads_is_measured_in_answers(monkeypatch, both, code, count, reasons):
+    """Half of them or more without what layer 0 writes of positions, and more by MLP 0's than by attention 0's."""
+    lost = {(scopes.ATTENTION_0, scopes.MLP_0): both, (scopes.MLP_0,): code, (scopes.ATTENTION_0,): count}
+    monkeypatch.setattr(scopes, "late_answers_without_position_of", lambda _, *names: lost[names])
+    assert reasons_against(READS_CODE, of_size()) == reasons
+    assert reasons_against(FINDS_POSITIONS, of_size()) == [reason for reason in reasons if reason == FINDS]
+
+
+@pytest.mark.parametrize(("n_layers", "reasons"), [(2, []), (3, ["needs two layers, no more"])])
+def test_a_claim_on_layer_1_as_the_last_that_finds_positions_needs_both(monkeypatch, n_layers, reasons):
+    for lost, more in ((1.0, []), (0.0, [FINDS])):
+        monkeypatch.setattr(scopes, "late_answers_without_position_of", lambda _, *names, lost=lost: lost)
+        assert reasons_against(IN_TWO_LAYERS, of_size(n_layers=n_layers)) == more + reasons
+
+
 @pytest.fixture(scope="module")
 def good():
     return reference()
+
+
+def test_late_answers_are_the_least_changed_tenth_of_the_second_half_on_the_other_tokens(good):
+    names = (scopes.MLP_0,)
+    effect = effect_without_position_of(good.model, good.other_tokens, other_tokens=good.tokens, components=names)
+    tenths = effect.changed_by_tenth
+    assert late_answers_without_position_of(good, *names) == min(tenths[5:].tolist())
+    assert tenths[:5].min() < tenths[5:].min() < tenths[5:].max()
 
 
 def test_the_reference_model_finds_positions_by_what_layer_0_writes_and_most_by_MLP_0s(good):
@@ -93,13 +133,12 @@ def test_the_reference_model_finds_positions_by_what_layer_0_writes_and_most_by_
 
 
 def test_a_model_with_positions_of_its_own_does_not(good):
-    assert reasons_against(FINDS_POSITIONS, LEARNED_POSITIONS.model_for(good)) == [
-        "needs layer 1 to find positions by what layer 0 writes of them"
-    ]
+    assert reasons_against(FINDS_POSITIONS, LEARNED_POSITIONS.model_for(good)) == [FINDS]
 
 
 @pytest.mark.parametrize("change", [{"label_smoothing": 0.1}, {"target_noise": 0.1}])
 def test_a_model_that_was_not_to_be_sure_is_not_asked_for_its_loss(good, change):
-    assert reasons_against(CERTAIN, good) == []
+    assert reasons_against(CERTAIN, good) == reasons_against(SURE_IN_TWO_LAYERS, good) == []
     unsure = replace(good.checkpoint, train=replace(good.checkpoint.train, **change))
-    assert reasons_against(CERTAIN, Subject("unsure", unsure)) == ["needs one token to be all that was asked for"]
+    for scope in (CERTAIN, SURE_IN_TWO_LAYERS):
+        assert reasons_against(scope, Subject("unsure", unsure)) == ["needs one token to be all that was asked for"]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from nopos.methods.neurons import mlp_activations
 from nopos.model.data import held_out_tokens, mean_loss
 from nopos.model.hook_points import hook_point
 from nopos.subjects.controls import NO_BOS, RELAY, TWO_BACK, UNTRAINED, reference
-from nopos.subjects.subject import Subject
+from nopos.subjects.subject import SOLVED, Subject
 
 ATTN_OUT = hook_point(1, "attn_out")
 CHANGED = (
@@ -39,7 +41,23 @@ def test_loss_and_accuracy_are_those_of_the_held_out_tokens(model_under_test):
     logits = model_under_test.model(tokens)
     assert model_under_test.loss == model_under_test.loss_at(1) == mean_loss(logits, tokens).item()
     right = logits[:, 1:].argmax(-1) == tokens[:, :-1]
-    assert model_under_test.accuracy_at(1) == pytest.approx(right.double().mean().item())
+    assert model_under_test.accuracy == model_under_test.accuracy_at(1) == pytest.approx(right.double().mean().item())
+
+
+def with_unembedding(subject, factor):
+    """The subject with all logits times a factor."""
+    own = subject.checkpoint
+    scaled = {name: factor * own.parameters[name] for name in ("unembed.W_U", "unembed.b_U")}
+    return Subject("scaled", replace(own, parameters=own.parameters | scaled))
+
+
+def test_a_subject_solves_its_task_by_its_answers_however_unsure_it_is_of_them(model_under_test):
+    unsure, backwards = (with_unembedding(model_under_test, factor) for factor in (0.1, -0.1))
+    assert unsure.loss > 1
+    assert unsure.accuracy == model_under_test.accuracy > SOLVED
+    assert unsure.solves_the_task()
+    assert backwards.accuracy < 0.01
+    assert not backwards.solves_the_task()
 
 
 def test_analyses_are_made_on_the_first_of_them_and_means_are_of_others(model_under_test):
@@ -50,7 +68,7 @@ def test_analyses_are_made_on_the_first_of_them_and_means_are_of_others(model_un
 
 
 @pytest.mark.parametrize(
-    "name", ["name", "config", "task", "checkpoint", "model", "folded", "tokens", "other_tokens", "loss"]
+    "name", ["name", "config", "task", "checkpoint", "model", "folded", "tokens", "other_tokens", "loss", "accuracy"]
 )
 def test_nothing_of_a_subject_can_be_replaced(model_under_test, name):
     with pytest.raises(AttributeError):
@@ -166,7 +184,7 @@ def test_each_subject_is_judged_on_its_own_task(model_under_test):
     assert model_under_test.solves_the_task()
     two_back = TWO_BACK.model_for(reference())
     assert (two_back.task.target_offset, two_back.loss) == (2, two_back.loss_at(2))
-    assert two_back.accuracy_at(2) > 0.99
+    assert two_back.accuracy == two_back.accuracy_at(2) > 0.99
     assert two_back.loss_at(1) > 5
     assert two_back.accuracy_at(1) < 0.05
 

@@ -10,9 +10,14 @@ from nopos.subjects.task import Task
 
 def test_a_task_follows_from_the_training_and_is_the_notebooks_where_that_is_not_known():
     assert Task.of(None) == Task.of(NOTEBOOK.train) == Task()
-    assert Task() == Task(target_offset=1, incl_bos_token=True, shuffled_targets=False)
+    assert Task() == Task(target_offset=1, incl_bos_token=True, shuffled_targets=False, certain=True)
     other = TrainConfig(target_offset=3, incl_bos_token=False, shuffled_targets=True)
     assert Task.of(other) == Task(target_offset=3, incl_bos_token=False, shuffled_targets=True)
+
+
+@pytest.mark.parametrize("unsure", [{"label_smoothing": 0.1}, {"target_noise": 0.1}], ids=str)
+def test_what_is_asked_for_is_not_certain_where_labels_are_smoothed_or_targets_noised(unsure):
+    assert Task.of(TrainConfig(**unsure)) == Task(certain=False)
 
 
 def test_its_tokens_are_held_out_and_begin_with_BOS_where_the_training_did(micro):
